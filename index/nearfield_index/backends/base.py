@@ -1,0 +1,78 @@
+"""The seam: what a backend must do to be searched, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.schema import Metric
+from nearfield_index.storage.vectors import MappedVectors
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+Step = Callable[[float], None]
+"""Told the share done, 0 to 1; raises to stop the build."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Clusters as row ranges: list ``i`` is rows ``offsets[i]`` to ``offsets[i + 1]`` of the matrix.
+
+    ``centroids`` is ``(lists, columns)`` in stored form, so that a query's inner product ranks the lists.
+    """
+
+    offsets: Rows
+    centroids: Floats
+
+
+@dataclass(frozen=True)
+class Space:
+    """The matrix a backend searches, in stored form (see ``backends.space``), with its clusters."""
+
+    metric: Metric
+    vectors: MappedVectors
+    lists: Lists
+
+
+@dataclass(frozen=True)
+class BuildParams:
+    """Recorded in the segment: ``m`` links a node, ``ef_construction`` the build effort."""
+
+    m: int
+    ef_construction: int
+
+
+class Backend(Protocol):
+    """Answers top-k by inner product over one matrix. Thread-safe; releases the GIL in its loops."""
+
+    kind: ClassVar[str]
+    efforts: ClassVar[tuple[int, ...]]
+    """Settings to calibrate, cheap to expensive; empty when every answer is exact."""
+
+    @classmethod
+    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
+        """Write what the backend needs beside the matrix to ``path`` (or nothing)."""
+        ...
+
+    @classmethod
+    def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
+        """The backend over a mapped matrix and what :meth:`build` wrote (already verified)."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the matrix."""
+        ...
+
+    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        """Best rows of each query (inner products, rows), both ``(n, k)``, best first, padded with -inf and -1.
+
+        Only rows in ``within`` are returned when it is given.
+        """
+        ...

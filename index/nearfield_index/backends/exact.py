@@ -1,0 +1,103 @@
+"""Brute force over a matrix, whole or through a bitmap: the reference for every other backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import faiss
+import numpy as np
+
+from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
+from nearfield_index.bitmap import Bitmap
+
+# A copy of the passing rows pays once this many queries share it; for fewer, the rows are read in place.
+_GATHER_QUERIES = 4
+_GATHER_BYTES = 64 * 1024 * 1024
+
+
+class Exact:
+    """Scans rows. Stateless beside the matrix; ``effort`` means nothing here."""
+
+    kind: ClassVar[str] = "exact"
+    efforts: ClassVar[tuple[int, ...]] = ()
+
+    def __init__(self, space: Space) -> None:
+        self._vectors = space.vectors
+
+    @classmethod
+    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
+        """Nothing to write: the matrix is the index."""
+
+    @classmethod
+    def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
+        return cls(space)
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        if within is None:
+            return search_flat(self._vectors.flat, queries, k)
+        rows = within.rows()
+        if len(rows) == 0:
+            return nothing(len(queries), k)
+        if len(queries) >= _GATHER_QUERIES:
+            return search_gathered(self._vectors.matrix, queries, k, rows)
+        selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
+        return search_flat(self._vectors.flat, queries, min(k, len(rows)), selector=selector, width=k)
+
+
+def nothing(n: int, k: int) -> tuple[Floats, Rows]:
+    """An answer without rows."""
+    return np.full((n, k), -np.inf, dtype=np.float32), np.full((n, k), -1, dtype=np.int64)
+
+
+def search_flat(
+    flat: Any, queries: Floats, k: int, *, selector: Any = None, width: int | None = None
+) -> tuple[Floats, Rows]:
+    """Top-k of a FAISS flat index, padded to ``width`` columns."""
+    fetch = min(k, int(flat.ntotal))
+    if fetch == 0:
+        return nothing(len(queries), width or k)
+    params = None if selector is None else faiss.SearchParameters(sel=selector)
+    found = flat.search(queries, fetch, params=params)
+    return pad(found[0], found[1], width or k)
+
+
+def search_matrix(matrix: Floats, queries: Floats, k: int) -> tuple[Floats, Rows]:
+    """Top-k of a matrix in memory (``(n, columns)`` float32)."""
+    fetch = min(k, len(matrix))
+    if fetch == 0:
+        return nothing(len(queries), k)
+    found = faiss.knn(queries, matrix, fetch, metric=faiss.METRIC_INNER_PRODUCT)
+    return pad(found[0], found[1], k)
+
+
+def search_gathered(matrix: Floats, queries: Floats, k: int, rows: Rows) -> tuple[Floats, Rows]:
+    """Top-k among ``rows`` of a matrix, copied in bounded blocks and scored with matrix products."""
+    block = max(1, _GATHER_BYTES // (4 * matrix.shape[1]))
+    best, at = nothing(len(queries), k)
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        found, local = search_matrix(np.ascontiguousarray(matrix[part]), queries, k)
+        here = np.where(local >= 0, part[np.maximum(local, 0)], -1)
+        if start == 0:
+            best, at = found, here
+            continue
+        both = np.concatenate([best, found], axis=1)
+        where = np.concatenate([at, here], axis=1)
+        order = np.argsort(-both, axis=1, kind="stable")[:, :k]
+        best, at = np.take_along_axis(both, order, 1), np.take_along_axis(where, order, 1)
+    return best, at
+
+
+def pad(found: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
+    """Answers widened to ``k`` columns, with -inf where there is no row."""
+    found = np.where(rows >= 0, found, np.float32(-np.inf))
+    missing = k - found.shape[1]
+    if missing <= 0:
+        return found, rows
+    fill = ((0, 0), (0, missing))
+    return np.pad(found, fill, constant_values=-np.inf), np.pad(rows, fill, constant_values=-1)

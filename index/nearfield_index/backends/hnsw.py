@@ -1,0 +1,80 @@
+"""A navigable small-world graph (HNSW, arXiv 1603.09320) through FAISS, over the segment's one matrix.
+
+The file holds links only; the vectors are those of the segment. Points are added in a seeded random order (rows lie
+sorted by cluster, which is a bad order to insert in) and renumbered afterwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import faiss
+import numpy as np
+
+from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
+from nearfield_index.backends.exact import nothing, pad
+from nearfield_index.backends.space import original
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.schema import Metric
+
+_CHUNK = 2_000
+_SEED = 20_261_125
+
+
+class Hnsw:
+    """Graph search; ``effort`` is efSearch, and never below k."""
+
+    kind: ClassVar[str] = "hnsw"
+    efforts: ClassVar[tuple[int, ...]] = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+    def __init__(self, graph: Any, space: Space, nbytes: int) -> None:
+        self._graph = graph
+        self._space = space
+        self._nbytes = nbytes
+
+    @classmethod
+    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
+        matrix = original(space.vectors.matrix, space.metric)
+        n, dim = matrix.shape
+        inner = faiss.METRIC_L2 if space.metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
+        graph = faiss.IndexHNSWFlat(dim, params.m, inner)
+        graph.hnsw.efConstruction = params.ef_construction
+        order = np.random.default_rng(_SEED).permutation(n)
+        faiss.omp_set_num_threads(threads)
+        done = 0
+        while done < n:
+            # The first chunks are small: a graph grown in parallel from nothing starts badly.
+            chunk = order[done : done + min(_CHUNK, max(256, done))]
+            graph.add(np.ascontiguousarray(matrix[chunk]))
+            done += len(chunk)
+            step(done / n)
+        graph.permute_entries(np.argsort(order).astype(np.int64))
+        faiss.write_index(graph, str(path), faiss.IO_FLAG_SKIP_STORAGE)
+
+    @classmethod
+    def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
+        graph = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_STORAGE)
+        graph.storage = space.vectors.flat
+        graph.own_fields = False
+        graph.d = space.vectors.flat.d
+        # An l2 graph is searched through inner products of the widened rows: the same order.
+        graph.metric_type = faiss.METRIC_INNER_PRODUCT
+        graph.hnsw.is_similarity = True
+        return cls(graph, space, path.stat().st_size)
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        fetch = min(k, int(self._graph.ntotal))
+        if fetch == 0 or (within is not None and within.count == 0):
+            return nothing(len(queries), k)
+        selector = None
+        if within is not None:
+            bits = within.bits()
+            selector = faiss.IDSelectorBitmap(bits)
+        params = faiss.SearchParametersHNSW(efSearch=max(effort, fetch), sel=selector)
+        found = self._graph.search(queries, fetch, params=params)
+        return pad(found[0], found[1], k)

@@ -1,0 +1,93 @@
+"""Every metric searched as an inner product, so that a per-item bias is just one more column.
+
+cosine and dot store ``x`` (normalised for cosine); l2 stores ``[x, -|x|^2/2]`` and queries ``[q, 1]``: the inner
+product is then ``(|q|^2 - |q - x|^2) / 2``, the same order. Scores given to users are recomputed from the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nearfield_index.schema import Metric
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+_RESCORE_BLOCK = 2_000_000  # float64 values gathered at a time (16 MB)
+
+
+def columns(dim: int, metric: Metric) -> int:
+    """Columns of the stored matrix of a field."""
+    return dim + 1 if metric is Metric.L2 else dim
+
+
+def stored(vectors: Floats, metric: Metric) -> Floats:
+    """Rows as they are stored and searched, ``(n, columns)`` float32."""
+    if metric is Metric.DOT:
+        return vectors
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    if metric is Metric.COSINE:
+        return np.asarray(vectors / np.sqrt(squares)[:, None], dtype=np.float32)
+    out = np.empty((len(vectors), vectors.shape[1] + 1), dtype=np.float32)
+    out[:, :-1] = vectors
+    out[:, -1] = squares * -0.5
+    return out
+
+
+def queried(vectors: Floats, metric: Metric) -> Floats:
+    """Queries in the form whose inner product with stored rows orders them, ``(n, columns)`` float32."""
+    if metric is not Metric.L2:
+        return stored(vectors, metric)
+    out = np.ones((len(vectors), vectors.shape[1] + 1), dtype=np.float32)
+    out[:, :-1] = vectors
+    return out
+
+
+def original(rows: Floats, metric: Metric) -> Floats:
+    """The vectors of stored rows, without extra columns (normalised under cosine)."""
+    return rows[:, :-1] if metric is Metric.L2 else rows
+
+
+def scores(queries: Floats, matrix: Floats, rows: Rows, metric: Metric) -> Doubles:
+    """Exact scores in float64: ``queries`` ``(n, columns)``, ``rows`` ``(n, k)`` of ``matrix``, -1 gives -inf.
+
+    cosine and dot: the inner product; l2: minus the Euclidean distance.
+    """
+    n, k = rows.shape
+    out = np.full((n, k), -np.inf)
+    dim = matrix.shape[1] - (metric is Metric.L2)
+    block = max(1, _RESCORE_BLOCK // max(1, k * dim))
+    for start in range(0, n, block):
+        part = rows[start : start + block]
+        gathered = matrix[np.maximum(part, 0), :dim].astype(np.float64)
+        query = queries[start : start + block, :dim].astype(np.float64)
+        if metric is Metric.L2:
+            gathered -= query[:, None, :]
+            value = -np.sqrt(np.einsum("nkd,nkd->nk", gathered, gathered))
+        else:
+            value = np.einsum("nkd,nd->nk", gathered, query)
+        out[start : start + block] = np.where(part >= 0, value, -np.inf)
+    return out
+
+
+def rounding(queries: Floats, longest: float, metric: Metric) -> Doubles:
+    """How far a float32 inner product of these queries with rows may be off, ``(n,)``.
+
+    ``longest`` bounds the length of the rows' own vectors, without the extra column of l2.
+    """
+    own = original(queries, metric)
+    lengths = np.sqrt(np.einsum("ij,ij->i", own, own, dtype=np.float64))
+    size = lengths * longest + (longest**2 / 2 if metric is Metric.L2 else 0.0)
+    return np.asarray(size * (4 * np.sqrt(own.shape[1]) * 2.0**-24))
+
+
+def as_inner(scored: Doubles, queries: Floats, metric: Metric) -> Doubles:
+    """The inner product that a score of :func:`scores` stands for."""
+    if metric is not Metric.L2:
+        return scored
+    squares = np.einsum("ij,ij->i", queries[:, :-1], queries[:, :-1], dtype=np.float64)
+    result: Doubles = (squares[:, None] - scored * scored) / 2
+    return result

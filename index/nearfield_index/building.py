@@ -1,0 +1,201 @@
+"""Background work of a collection: merge segments, build their indexes, calibrate. Runs in the maintenance thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import orjson
+
+from nearfield_index.backends.space import stored
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.jobs import Job
+from nearfield_index.maintenance import Maintenance
+from nearfield_index.points import Attributes, PointId
+from nearfield_index.quality import calibration
+from nearfield_index.quality.reservoir import QueryReservoir
+from nearfield_index.segments.compaction import SegmentSize, plan_merge
+from nearfield_index.segments.live import LiveSegments
+from nearfield_index.segments.part import Keys
+from nearfield_index.segments.segment import Segment
+from nearfield_index.segments.writer import FieldRows, SegmentRows, pick_kind, write_indexed
+from nearfield_index.storage.rows import RowStore
+
+_READ_ROWS = 2_000
+_THREADS = max(1, (os.cpu_count() or 1) - 1)
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Builder:
+    """Keeps a collection's segments few, indexed and calibrated; owns the calibrations."""
+
+    def __init__(
+        self,
+        name: str,
+        store: RowStore,
+        live: LiveSegments,
+        reservoir: QueryReservoir,
+        turn: Lock,
+        maintenance: Maintenance,
+    ) -> None:
+        """``turn`` is the collection's write turn: held for the moment in which a view is replaced."""
+        self._name = name
+        self._store = store
+        self._live = live
+        self._reservoir = reservoir
+        self._turn = turn
+        self._maintenance = maintenance
+        self._guard = Lock()
+        self._wanted = 0
+        self.calibrations: dict[tuple[str, str], Calibration] = {}
+        for segment, _ in live.view.segments:
+            self._adopt(segment.name, calibration.load(self._calibration_path(segment.name)))
+
+    # ------------------------------------------------------------------ asking for work
+
+    def schedule(self) -> None:
+        """Queue a compaction when the policy finds something to merge, or a segment was never calibrated."""
+        if plan_merge(self._sizes(), full=False) or self._uncalibrated():
+            self._maintenance.submit("compact", self._name, self._compact)
+
+    def schedule_calibration(self) -> None:
+        """Queue a new calibration on the queries seen so far."""
+        self._maintenance.submit("calibrate", self._name, self._recalibrate, priority=7)
+
+    def optimize(self) -> Job:
+        """Queue (or join) the job after which every point written before this call is indexed and calibrated."""
+        with self._guard:
+            self._wanted = self._store.sequence
+            return self._maintenance.submit("optimize", self._name, self._optimize, priority=1)
+
+    def state(self, segment: str) -> dict[str, Calibration]:
+        """What is known about a segment, by field."""
+        return {field: c for (name, field), c in self.calibrations.items() if name == segment}
+
+    # ------------------------------------------------------------------ the work
+
+    def _compact(self, job: Job) -> None:
+        while names := plan_merge(self._sizes(), full=False):
+            self._merge(job, names, lambda done: job.report(0.9 * done))
+        self._calibrate(job, self._uncalibrated())
+
+    def _recalibrate(self, job: Job) -> None:
+        self._calibrate(job, [segment for segment, _ in self._live.view.segments])
+
+    def _optimize(self, job: Job) -> None:
+        while True:
+            job.report(0.0, "sealing")
+            with self._turn:
+                self._live.seal()
+                sealed = self._store.sequence
+            names = plan_merge(self._sizes(), full=True)
+            if names:
+                self._merge(job, names, lambda done: job.report(0.85 * done))
+            self._calibrate(job, [segment for segment, _ in self._live.view.segments])
+            with self._turn:
+                self._store.checkpoint(truncate=True)
+            with self._guard:
+                if self._wanted <= sealed:
+                    job.joinable = False
+                    return
+
+    def _sizes(self) -> list[SegmentSize]:
+        return [
+            SegmentSize(s.name, s.head.state == "indexed", s.count, dead.count, s.head.nbytes, self._is_current(s))
+            for s, dead in self._live.view.segments
+        ]
+
+    def _is_current(self, segment: Segment) -> bool:
+        spec = self._live.schema.index
+        return all(
+            field["kind"] == pick_kind(spec, field["rows"], field["columns"])
+            and (field["kind"] == "exact" or (field["m"], field["ef_construction"]) == (spec.m, spec.ef_construction))
+            for field in segment.head.fields.values()
+        )
+
+    def _merge(self, job: Job, names: Sequence[str], step: Callable[[float], None]) -> None:
+        """Rewrite segments into one indexed segment from the row store, and put it in their place."""
+        job.report(0.0, "reading")
+        chosen = [(s, dead) for s, dead in self._live.view.segments if s.name in names]
+        keys = [s.pks if not dead.count else s.pks[(~dead).rows()] for s, dead in chosen]
+        rows = self._read(np.sort(np.concatenate(keys)), lambda done: step(0.1 * done))
+        segment = None
+        if len(rows.ids):
+            job.report(0.0, "building")
+            sequence = max(s.head.sequence for s, _ in chosen)
+            where = self._live.segment_path()
+            name = write_indexed(
+                where,
+                rows,
+                self._live.schema,
+                sequence=sequence,
+                threads=_THREADS,
+                step=lambda done: step(0.1 + 0.8 * done),
+            )
+            segment = Segment(where / name)
+            self._calibrate_segment(job, segment, lambda done: step(0.9 + 0.1 * done))
+        with self._turn:
+            self._live.replace(names, segment)
+        self.calibrations = {key: c for key, c in self.calibrations.items() if key[0] not in names}
+
+    def _read(self, pks: Keys, step: Callable[[float], None]) -> SegmentRows:
+        """Live points of these row keys from the row store, vectors in stored form."""
+        found_pks: list[int] = []
+        ids: list[PointId] = []
+        attributes: list[Attributes] = []
+        blocks: dict[str, list[tuple[Keys, Floats]]] = {}
+        for start in range(0, len(pks), _READ_ROWS):
+            points = self._live.readable(pks[start : start + _READ_ROWS])
+            base = len(ids)
+            vkeys = [p.vkey for p in points]
+            for name, spec in self._live.schema.vectors.items():
+                positions, matrix = self._store.vectors(name, vkeys, spec.dim)
+                if len(positions):
+                    blocks.setdefault(name, []).append((positions + base, stored(matrix, spec.metric)))
+            found_pks += [p.pk for p in points]
+            ids += [p.id for p in points]
+            attributes += [orjson.loads(p.attributes) for p in points]
+            step((start + len(points)) / max(1, len(pks)))
+        fields = {
+            name: FieldRows(np.concatenate([r for r, _ in parts]), np.concatenate([m for _, m in parts]))
+            for name, parts in blocks.items()
+        }
+        return SegmentRows(np.array(found_pks, dtype=np.int64), ids, attributes, fields)
+
+    # ------------------------------------------------------------------ calibration
+
+    def _uncalibrated(self) -> list[Segment]:
+        return [
+            segment
+            for segment, _ in self._live.view.segments
+            if any(
+                part.backend is not None and (segment.name, name) not in self.calibrations
+                for name, part in segment.fields.items()
+            )
+        ]
+
+    def _calibrate(self, job: Job, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            self._calibrate_segment(job, segment, lambda done: job.report(job.progress))
+
+    def _calibrate_segment(self, job: Job, segment: Segment, step: Callable[[float], None]) -> None:
+        job.report(job.progress, "calibrating")
+        measured = {
+            name: calibration.calibrate(part, self._reservoir.sample(name), threads=_THREADS, step=step)
+            for name, part in segment.fields.items()
+            if part.backend is not None
+        }
+        if measured:
+            calibration.save(self._calibration_path(segment.name), measured)
+            self._adopt(segment.name, measured)
+
+    def _adopt(self, segment: str, measured: dict[str, Calibration]) -> None:
+        # Replaced whole: queries read the mapping without a lock.
+        self.calibrations = self.calibrations | {(segment, name): c for name, c in measured.items()}
+
+    def _calibration_path(self, segment: str) -> Any:
+        return self._live.segment_path() / segment / "calibration.json"

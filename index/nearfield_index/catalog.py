@@ -1,0 +1,170 @@
+"""A data directory of collections: create, open, list, drop; one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import orjson
+
+from nearfield_index.collection import Collection
+from nearfield_index.errors import Conflict, Corrupt, Locked, NearfieldError, NotFound, StorageFailed
+from nearfield_index.limits import Limits
+from nearfield_index.maintenance import Maintenance
+from nearfield_index.schema import check_name, check_same, parse_schema
+from nearfield_index.storage.atomic import replace_file, sync_directory
+from nearfield_index.storage.rows import RowStore
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+_NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
+
+
+class Catalog:
+    """The collections of one directory, which this process holds alone until :meth:`close`."""
+
+    def __init__(self, path: Path, *, limits: Limits) -> None:
+        """Open every collection. Raises :class:`Locked` when another process holds the directory."""
+        self.path = path
+        self.limits = limits
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _lock(path)
+        _check_file_system(path)
+        self._check_format()
+        self.maintenance = Maintenance()
+        self.broken: dict[str, str] = {}
+        """Collections that could not be opened, by name or directory, with the reason."""
+        self._guard = Lock()
+        self._collections: dict[str, Collection] = {}
+        self._root = path / "collections"
+        self._root.mkdir(exist_ok=True)
+        self._open_all()
+
+    def _check_format(self) -> None:
+        path = self.path / "FORMAT"
+        try:
+            found = orjson.loads(path.read_bytes())["format"]
+        except FileNotFoundError:
+            replace_file(path, orjson.dumps({"format": FORMAT}))
+            return
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt("the data directory's FORMAT file cannot be read") from error
+        if found != FORMAT:
+            raise StorageFailed(f"the data directory has format {found}, this version reads {FORMAT}")
+
+    def _open_all(self) -> None:
+        for directory in sorted(self._root.iterdir()):
+            if directory.name.startswith("."):
+                shutil.rmtree(directory, ignore_errors=True)  # half-created, or dropped just before a crash
+                continue
+            try:
+                collection = Collection(directory, maintenance=self.maintenance, limits=self.limits)
+                self._collections[collection.name] = collection
+            except NearfieldError as error:
+                # The others still serve; this one is left untouched for doctor.
+                self.broken[directory.name] = error.message
+                _log.error("collection in %s does not open: %s", directory.name, error.message)
+
+    def close(self) -> None:
+        """Stop the worker, close every collection, release the directory."""
+        self.maintenance.close()
+        for collection in self._collections.values():
+            collection.close()
+        self._collections.clear()
+        os.close(self._lock_file)
+
+    def list(self) -> list[Collection]:
+        """All collections by name."""
+        with self._guard:
+            return [self._collections[name] for name in sorted(self._collections)]
+
+    def get(self, name: object) -> Collection:
+        """The collection of that name. Raises :class:`NotFound`."""
+        check_name(name)
+        with self._guard:
+            found = self._collections.get(str(name))
+        if found is None:
+            raise NotFound("no collection of that name", code="collection_not_found", field="name", value=name)
+        return found
+
+    def create(self, name: object, body: Mapping[str, Any]) -> tuple[Collection, bool]:
+        """Create a collection, or find the one there is; returns it and whether it is new.
+
+        Raises :class:`Conflict` when one of that name was declared otherwise.
+        """
+        checked = check_name(name)
+        schema = parse_schema(body, limits=self.limits)
+        with self._guard:
+            found = self._collections.get(checked)
+            if found is not None:
+                check_same(found.schema, body, schema)
+                return found, False
+            if len(self._collections) >= self.limits.collections:
+                raise Conflict(f"at most {self.limits.collections} collections", code="too_many_collections")
+            name_on_disk = uuid.uuid4().hex
+            building = self._root / f".new-{name_on_disk}"
+            building.mkdir()
+            try:
+                RowStore.create(building, name=checked, schema=schema.to_wire()).close()
+                final = self._root / name_on_disk
+                building.rename(final)
+                sync_directory(self._root)
+            except BaseException:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
+            made = Collection(final, maintenance=self.maintenance, limits=self.limits)
+            self._collections[checked] = made
+            return made, True
+
+    def drop(self, name: object) -> None:
+        """Remove a collection: gone for good once this returns."""
+        collection = self.get(name)
+        with self._guard:
+            if self._collections.pop(collection.name, None) is None:
+                raise NotFound("no collection of that name", code="collection_not_found", field="name")
+        collection.close()
+        gone = self._root / f".dropped-{collection.directory.name}"
+        collection.directory.rename(gone)
+        sync_directory(self._root)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _lock(path: Path) -> int:
+    """Take the directory's lock; the kernel releases it when the process ends, however it ends."""
+    handle = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(handle, 100, 0).decode(errors="replace").strip()
+        os.close(handle)
+        raise Locked(
+            f"the data directory is in use by another process ({holder or 'unknown'})",
+            hint="stop it, or use its URL",
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"pid {os.getpid()}\n".encode(), 0)
+    return handle
+
+
+def _check_file_system(path: Path) -> None:
+    """SQLite's locks and shared memory are not reliable over a network."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return
+    resolved = str(path.resolve())
+    best, kind = "", ""
+    for line in mounts:
+        _, place, file_system, *_ = line.split(" ")
+        if (resolved + "/").startswith(place.rstrip("/") + "/") and len(place) >= len(best):
+            best, kind = place, file_system
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise StorageFailed(f"the data directory lies on a network file system ({kind})", hint="use a local disk")

@@ -1,0 +1,45 @@
+"""The doctor's look at a data directory: every page, every row, every segment file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nearfield_index.catalog import Catalog
+from nearfield_index.collection import Collection
+from nearfield_index.segments.segment import verify
+from nearfield_index.storage.rows import accept_loss
+
+Json = dict[str, Any]
+
+
+def check_directory(catalog: Catalog, *, repair: bool) -> Json:
+    """What is wrong, by collection. Damaged segments were already set aside and rebuilt when they were opened.
+
+    With ``repair``, collections that refuse to open because acknowledged commits are missing give up those
+    commits; they open at the next start.
+    """
+    checked = [_check_collection(collection) for collection in catalog.list()]
+    for directory, reason in catalog.broken.items():
+        findings = [reason]
+        if repair:
+            accept_loss(catalog.path / "collections" / directory)
+            findings.append("the loss was accepted; the collection opens at the next start")
+        checked.append({"name": directory, "ok": False, "rows": None, "segments": None, "findings": findings})
+    return {"ok": all(c["ok"] for c in checked), "collections": checked}
+
+
+def _check_collection(collection: Collection) -> Json:
+    findings = list(collection.live.findings)
+    findings += collection.store.damaged()
+    for segment, _ in collection.live.view.segments:
+        findings += [f"segment {segment.name}: {name} is damaged" for name in verify(segment.directory, segment.head)]
+    stored, visible = collection.store.count(), collection.live.view.count
+    if stored != visible:
+        findings.append(f"{stored} points are stored and {visible} are searchable")
+    return {
+        "name": collection.name,
+        "ok": not findings,
+        "rows": stored,
+        "segments": len(collection.live.view.segments),
+        "findings": findings,
+    }

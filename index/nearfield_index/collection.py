@@ -1,0 +1,261 @@
+"""A collection: the one object that joins its row store, its live segments and its background work."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from nearfield_index.building import Builder
+from nearfield_index.errors import Conflict, InvalidRequest, NearfieldError, NotFound
+from nearfield_index.execution.query import Query, Selection
+from nearfield_index.execution.run import Report, Search, run
+from nearfield_index.execution.topk import Candidates
+from nearfield_index.filters.expr import Expr, fields
+from nearfield_index.filters.facets import merge_facets
+from nearfield_index.limits import Limits
+from nearfield_index.maintenance import Maintenance
+from nearfield_index.points import PointId, check_attributes
+from nearfield_index.quality import calibration
+from nearfield_index.quality.reservoir import QueryReservoir
+from nearfield_index.schema import Schema, schema_from_wire
+from nearfield_index.segments.live import LiveSegments
+from nearfield_index.segments.part import Keys
+from nearfield_index.segments.view import View
+from nearfield_index.storage.commits import GroupCommit, Write
+from nearfield_index.storage.rows import RowStore, StoredPoint
+
+_log = logging.getLogger(__name__)
+
+_RETRIES = 3
+_CHECKED_ROWS = 2_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Hits of a batch: ``found`` ``(n, k)``, ids by flat position, what the row store said, the report."""
+
+    view: View
+    found: Candidates
+    ids: list[PointId]
+    stored: dict[int, StoredPoint]
+    vectors: dict[str, dict[int, Any]]
+    report: Report
+
+
+class Collection:
+    """Open one directory; every method may be called from any thread."""
+
+    def __init__(self, directory: Path, *, maintenance: Maintenance, limits: Limits) -> None:
+        self.directory = directory
+        self.limits = limits
+        self.maintenance = maintenance
+        self.store = RowStore(directory)
+        self.name: str = self.store.meta("name")
+        schema = schema_from_wire(orjson.loads(self.store.meta("schema")))
+        self.live = LiveSegments(directory, self.store, schema, tail_bytes=limits.tail_bytes)
+        self.reservoir = QueryReservoir(schema)
+        self.reservoir.load(directory / "queries")
+        self.commits = GroupCommit(self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes)
+        self.builder = Builder(self.name, self.store, self.live, self.reservoir, self.commits.turn, maintenance)
+        self.queries = 0
+        self.exact_rows = 0
+        self._closed = False
+        self.builder.schedule()
+
+    @property
+    def schema(self) -> Schema:
+        """What it holds and how it is indexed, as of now."""
+        return self.live.schema
+
+    def close(self) -> None:
+        """Stop its jobs, checkpoint, close. Searches in other threads must have ended."""
+        self.maintenance.stop_jobs(self.name)
+        with self.commits.turn:
+            if not self._closed:
+                self._closed = True
+                self.reservoir.save(self.directory / "queries")
+                self.store.close()
+
+    # ------------------------------------------------------------------ writes
+
+    def write(self, write: Write) -> int:
+        """Run one write; returns the sequence at which it is durable and visible."""
+        return self.commits.submit(write)
+
+    def _commit(self, writes: Sequence[Write]) -> int:
+        if self._closed:
+            raise NotFound("the collection was dropped or closed", code="collection_not_found", field="name")
+        with self.store.transaction() as change:
+            for write in writes:
+                write.apply(self.store, change)
+        self.live.apply(change)
+        try:
+            self.store.checkpoint_if_due()
+            sealed = self.live.seal_if_due()
+        except NearfieldError as error:  # the writes are durable; what failed is tried again later
+            _log.error("after a commit of %s: %s", self.name, error)
+            sealed = False
+        if sealed or len(change.dead) > 0:
+            self.builder.schedule()
+        return self.store.sequence
+
+    def use_schema(self, schema: Schema, *, rewrite: bool) -> None:
+        """Store a changed schema and go on with it; ``rewrite`` brings every row into the tail again, so that
+        attributes are indexed under the types now declared."""
+        with self.commits.turn:
+            if rewrite:
+                self._check_declared(schema)
+            self.store.set_schema(schema.to_wire())
+            self.live.use_schema(schema, rewrite=rewrite)
+            self.reservoir.use_schema(schema)
+
+    def _check_declared(self, schema: Schema) -> None:
+        keys = self.store.keys()
+        for start in range(0, len(keys), _CHECKED_ROWS):
+            points = self.store.fetch(keys[start : start + _CHECKED_ROWS].tolist())
+            rows = [orjson.loads(p.attributes) for p in points]
+            check_attributes(rows, schema=schema, limits=self.limits, row_at="attributes")
+
+    def keys_of(self, ids: Sequence[PointId]) -> Keys:
+        """Row keys of the ids that exist."""
+        return np.array([p.pk for p in self.store.find(ids)], dtype=np.int64)
+
+    def matching_keys(self, view: View, expr: Expr | None) -> Keys:
+        """Row keys of the live points of a view that pass a filter, ascending."""
+        found = [np.empty(0, dtype=np.int64)]
+        for part in view.parts:
+            passing = part.passing(expr, self.keys_of)
+            found.append(part.part.pks if passing is None else part.part.pks[passing.rows()])
+        return np.sort(np.concatenate(found))
+
+    def count(self, view: View, expr: Expr | None) -> int:
+        """Live points that pass a filter."""
+        passing = (part.passing(expr, self.keys_of) for part in view.parts)
+        return sum(part.count if p is None else p.count for part, p in zip(view.parts, passing, strict=True))
+
+    def facet(self, name: str, expr: Expr | None, limit: int) -> list[tuple[Any, int]]:
+        """Values of an attribute with how many live, passing points have each."""
+        counted = []
+        for part in self.live.view.parts:
+            passing = part.passing(expr, self.keys_of)
+            counted.append(part.part.facet(name, ~part.dead if passing is None else passing))
+        return list(merge_facets(counted, limit))
+
+    def warnings(self, view: View, exprs: Sequence[Expr | None]) -> list[str]:
+        """Attributes a filter names and no point has."""
+        named = {name for expr in exprs if expr is not None for name in fields(expr)}
+        unknown = sorted(named - view.types.keys()) if named else []
+        return [f"no point has an attribute {name!r}" for name in unknown]
+
+    # ------------------------------------------------------------------ queries
+
+    def search(self, query: Query) -> Answer:
+        """Answer a batch; the view is taken once, and again when points died before they could be read."""
+        deadline = None if query.timeout_s is None else time.monotonic() + query.timeout_s
+        if query.after is not None and query.after > self.store.sequence:
+            raise Conflict(
+                f"sequence {query.after} is not there yet, the last is {self.store.sequence}",
+                code="sequence_ahead",
+                field="after",
+            )
+        vectors, own = self._query_vectors(query)
+        extra = 0 if own is None else 1
+        search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, query.recall, deadline)
+        metric = self.schema.vectors[query.field].metric
+        for attempt in range(_RETRIES):
+            view = self.live.view
+            found, report = run(view, search, metric, self.builder.calibrations, self.keys_of)
+            found = _cut(found, query, own)
+            pks = np.unique(found.pks[found.pks >= 0])
+            stored = self._stored(pks, query.selection)
+            if len(stored) == len(pks) or not query.selection.anything:
+                break
+            if attempt == _RETRIES - 1:
+                found.pks[~np.isin(found.pks, np.array(list(stored), dtype=np.int64))] = -1
+        self._note(query, vectors, report)
+        loaded = self._vectors(stored, query.selection)
+        return Answer(view, found, _ids(view, found), stored, loaded, report)
+
+    def _query_vectors(self, query: Query) -> tuple[Any, Keys | None]:
+        """Raw query vectors, with the row key of the point each belongs to when it was given by id."""
+        if query.vectors is not None:
+            return query.vectors, None
+        ids = query.ids or []
+        found = {p.id: p for p in self.store.find(dict.fromkeys(ids))}
+        missing = [n for n, point_id in enumerate(ids) if point_id not in found]
+        if missing:
+            raise NotFound("no point of that id", code="point_not_found", field=f"ids[{missing[0]}]")
+        points = [found[point_id] for point_id in ids]
+        spec = self.schema.vectors[query.field]
+        vkeys = list(dict.fromkeys(p.vkey for p in points))
+        positions, matrix = self.store.vectors(query.field, vkeys, spec.dim)
+        place = {vkeys[position]: row for row, position in enumerate(positions.tolist())}
+        lacking = [n for n, p in enumerate(points) if p.vkey not in place]
+        if lacking:
+            raise InvalidRequest(
+                f"this point has no vector in field {query.field}",
+                code="no_vector",
+                field=f"ids[{lacking[0]}]",
+            )
+        rows = [place[p.vkey] for p in points]
+        vectors = np.array(matrix[rows], dtype=np.float32).reshape(len(points), spec.dim)
+        return vectors, np.array([p.pk for p in points], dtype=np.int64)
+
+    def _stored(self, pks: Keys, selection: Selection) -> dict[int, StoredPoint]:
+        if not selection.anything:
+            return {}
+        return {p.pk: p for p in self.store.fetch(pks.tolist())}
+
+    def _vectors(self, stored: Mapping[int, StoredPoint], selection: Selection) -> dict[str, dict[int, Any]]:
+        return self.vectors_of(list(stored.values())) if selection.vectors else {}
+
+    def vectors_of(self, points: Sequence[StoredPoint]) -> dict[str, dict[int, Any]]:
+        """Stored vectors as sent: by field, then by row key."""
+        found: dict[str, dict[int, Any]] = {}
+        for name, spec in self.schema.vectors.items():
+            positions, matrix = self.store.vectors(name, [p.vkey for p in points], spec.dim)
+            found[name] = {points[p].pk: row for p, row in zip(positions.tolist(), matrix, strict=True)}
+        return found
+
+    def _note(self, query: Query, vectors: Any, report: Report) -> None:
+        self.queries += len(vectors)
+        self.exact_rows += report.exact_rows
+        if query.ids is None and len(vectors):
+            before = len(vectors) + calibration.ENOUGH_QUERIES
+            held = self.reservoir.add(query.field, vectors)
+            if calibration.ENOUGH_QUERIES <= held < before and self._calibrated_on_rows(query.field):
+                self.builder.schedule_calibration()
+
+    def _calibrated_on_rows(self, field: str) -> bool:
+        return any(c.source == "rows" for (_, name), c in self.builder.calibrations.items() if name == field)
+
+
+def _cut(found: Candidates, query: Query, own: Keys | None) -> Candidates:
+    """Leave out the point a query was made from, hits under ``min_score``, and those before ``offset``."""
+    if own is not None:
+        mine = found.pks == own[:, None]
+        order = np.argsort(mine, axis=1, kind="stable")[:, :-1]
+        found = found.take(order)
+        found.pks[found.pks == own[:, None]] = -1
+    found = found.take(np.broadcast_to(np.arange(query.offset, found.pks.shape[1]), (len(found.pks), query.k)))
+    if query.min_score is not None:
+        found.pks[found.scores < query.min_score] = -1
+    return found
+
+
+def _ids(view: View, found: Candidates) -> list[PointId]:
+    """Ids of all hits by flat position (an unused 0 where there is no hit)."""
+    flat_parts, flat_rows, flat_pks = found.parts.ravel(), found.rows.ravel(), found.pks.ravel()
+    ids: list[PointId] = [0] * len(flat_pks)
+    for number, part in enumerate(view.parts):
+        places = np.flatnonzero((flat_parts == number) & (flat_pks >= 0))
+        for place, point_id in zip(places.tolist(), part.part.ids(flat_rows[places]), strict=True):
+            ids[place] = point_id
+    return ids

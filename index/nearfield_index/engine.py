@@ -1,0 +1,313 @@
+"""The one door to the engine: requests in the shape of the wire in, replies in the shape of the wire out.
+
+Server and embedded SDK call the same methods. A request body is a mapping as its JSON would be, in which any batch
+of vectors may also be a numpy array; replies may hold numpy arrays. All checks stand behind this door.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from nearfield_index import describing, reading
+from nearfield_index.catalog import Catalog
+from nearfield_index.checking import check_directory
+from nearfield_index.collection import Collection
+from nearfield_index.errors import Conflict, InvalidRequest
+from nearfield_index.execution.query import parse_filter_of, parse_query, parse_selection
+from nearfield_index.limits import Limits
+from nearfield_index.points import check_attributes, check_ids, parse_points
+from nearfield_index.schema import (
+    DEFAULT_FIELD,
+    Schema,
+    check_attribute_name,
+    check_flag,
+    check_int,
+    check_object,
+    parse_index,
+    parse_schema,
+)
+from nearfield_index.vectors import as_matrix
+from nearfield_index.version import VERSION
+from nearfield_index.writes import DeletePoints, PatchPoints, PutPoints, Targets
+
+Json = dict[str, Any]
+Body = Mapping[str, Any]
+
+_MODES = ("upsert", "insert", "update")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Settings of an engine."""
+
+    limits: Limits = field(default_factory=Limits)
+
+
+class Engine:
+    """The collections of one data directory. Thread-safe; one process at a time."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._limits = catalog.limits
+
+    @classmethod
+    def open(cls, path: str | Path, *, options: EngineOptions | None = None) -> Self:
+        """Open or create a data directory. Raises :class:`Locked` when another process holds it."""
+        return cls(Catalog(Path(path), limits=(options or EngineOptions()).limits))
+
+    def close(self) -> None:
+        """Finish what is written, stop background work, release the directory."""
+        self._catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ the whole
+
+    def info(self) -> Json:
+        """Version, limits, features."""
+        return {
+            "name": "nearfield",
+            "version": VERSION,
+            "limits": self._limits.to_wire(),
+            "features": ["frame", "filters", "facet", "jobs"],
+        }
+
+    def ready(self) -> Json:
+        """Whether every collection serves."""
+        read_only = [c.name for c in self._catalog.list() if c.store.failed is not None]
+        broken = self._catalog.broken
+        reason = f"{len(broken)} collections do not open; run nearfield doctor" if broken else None
+        if read_only:
+            reason = f"read-only after a storage fault: {', '.join(read_only)}"
+        return {"ready": reason is None, "reason": reason, "read_only": read_only}
+
+    def stats(self) -> Json:
+        """Figures for metrics."""
+        jobs = self._catalog.maintenance.jobs.list()
+        return {
+            "collections": [
+                {
+                    "name": c.name,
+                    "points": c.live.view.count,
+                    "segments": len(c.live.view.segments),
+                    "tail_points": c.live.tail_size[0],
+                    "bytes": describing.nbytes(c),
+                    "sequence": c.store.sequence,
+                    "queries": c.queries,
+                    "exact_rows": c.exact_rows,
+                }
+                for c in self._catalog.list()
+            ],
+            "jobs": {state: sum(j.state == state for j in jobs) for state in ("running", "queued")},
+        }
+
+    def check(self, repair: bool = False) -> Json:
+        """Check every page, row and segment file; with ``repair`` also rebuild and accept what is lost."""
+        return check_directory(self._catalog, repair=repair)
+
+    # ------------------------------------------------------------------ collections
+
+    def list_collections(self) -> Json:
+        return {"collections": [describing.describe(c) for c in self._catalog.list()]}
+
+    def create_collection(self, name: str, body: Body) -> Json:
+        collection, created = self._catalog.create(name, body)
+        return describing.describe(collection) | {"created": created}
+
+    def describe_collection(self, name: str) -> Json:
+        return describing.describe(self._catalog.get(name))
+
+    def drop_collection(self, name: str) -> Json:
+        self._catalog.drop(name)
+        return {"dropped": True}
+
+    def alter_collection(self, name: str, body: Body) -> Json:
+        """Add vector fields or attributes, or change index settings (which starts a job)."""
+        collection = self._catalog.get(name)
+        check_object(body, at="body", known=frozenset({"vectors", "attributes", "index"}))
+        schema = self._altered(collection.schema, body)
+        if schema == collection.schema:
+            return describing.describe(collection)
+        retyped = schema.attributes != collection.schema.attributes and bool(collection.live.view.count)
+        rebuild = schema.index != collection.schema.index or retyped
+        collection.use_schema(schema, rewrite=retyped)
+        return collection.builder.optimize().to_wire() if rebuild else describing.describe(collection)
+
+    def _altered(self, old: Schema, body: Body) -> Schema:
+        added = {"vectors": body.get("vectors") or {DEFAULT_FIELD: {"dim": 1}}}
+        asked = parse_schema(added | {"attributes": body.get("attributes") or {}}, limits=self._limits)
+        vectors = dict(old.vectors)
+        for name, spec in (asked.vectors if body.get("vectors") else {}).items():
+            if vectors.setdefault(name, spec) != spec:
+                raise Conflict("a vector field cannot change", code="schema_conflict", field=f"vectors.{name}")
+        if len(vectors) > 64:
+            raise InvalidRequest("at most 64 vector fields", field="vectors")
+        attributes = dict(old.attributes)
+        for name, kind in asked.attributes.items():
+            if attributes.setdefault(name, kind) != kind:
+                raise Conflict("a declared type cannot change", code="schema_conflict", field=f"attributes.{name}")
+        index = parse_index(body["index"], base=old.index) if body.get("index") is not None else old.index
+        return replace(old, vectors=vectors, attributes=attributes, index=index)
+
+    # ------------------------------------------------------------------ points
+
+    def write_points(self, name: str, body: Body) -> Json:
+        collection = self._catalog.get(name)
+        points = parse_points(body, schema=collection.schema, limits=self._limits)
+        mode = body.get("mode", "upsert")
+        if not isinstance(mode, str) or mode not in _MODES:
+            raise InvalidRequest(f"must be one of: {', '.join(_MODES)}", field="mode")
+        if not len(points):
+            return {"upserted": 0, "sequence": collection.store.sequence} | (
+                {} if mode == "upsert" else {"outcomes": []}
+            )
+        write = PutPoints(points, mode)
+        sequence = collection.write(write)
+        reply: Json = {"upserted": write.count, "sequence": sequence}
+        return reply if mode == "upsert" else reply | {"outcomes": write.outcomes}
+
+    def patch_points(self, name: str, body: Body) -> Json:
+        collection = self._catalog.get(name)
+        check_object(body, at="body", known=frozenset({"ids", "filter", "set", "unset"}))
+        assign, unset = body.get("set") or {}, body.get("unset") or []
+        if not isinstance(assign, dict):
+            raise InvalidRequest("must be an object of attributes", code="attribute_type", field="set")
+        if not isinstance(unset, (list, tuple)):
+            raise InvalidRequest("must be a list of attribute names", field="unset")
+        for attribute in [*assign, *unset]:
+            check_attribute_name(attribute, at="unset" if attribute in unset else "set")
+        if not assign and not unset:
+            raise InvalidRequest("a patch needs 'set' or 'unset'", code="missing", field="set")
+        check_attributes([assign], schema=collection.schema, limits=self._limits, row_at="set")
+        write = PatchPoints(self._targets(collection, body), assign, unset, collection.schema, self._limits)
+        sequence = collection.write(write)
+        return {"patched": write.count, "sequence": sequence}
+
+    def delete_points(self, name: str, body: Body) -> Json:
+        collection = self._catalog.get(name)
+        check_object(body, at="body", known=frozenset({"ids", "filter", "dry_run"}))
+        targets = self._targets(collection, body)
+        if check_flag(body.get("dry_run", False), at="dry_run"):
+            count = len(targets() if callable(targets) else collection.store.find(dict.fromkeys(targets)))
+            return {"deleted": count, "dry_run": True, "sequence": collection.store.sequence}
+        write = DeletePoints(targets)
+        sequence = collection.write(write)
+        return {"deleted": write.count, "sequence": sequence}
+
+    def _targets(self, collection: Collection, body: Body) -> Targets:
+        """Which points a write is about: exactly one of ``ids`` and ``filter``, never everything by omission."""
+        if ("ids" in body) == ("filter" in body):
+            raise InvalidRequest("give 'ids' or 'filter'", code="missing", field="filter")
+        if "ids" in body:
+            return check_ids(body["ids"], at="ids", limits=self._limits)
+        if body["filter"] is None:
+            raise InvalidRequest("must be an object; {} means every point", code="filter_type", field="filter")
+        expr = parse_filter_of(body, schema=collection.schema, limits=self._limits)
+        return lambda: collection.matching_keys(collection.live.view, expr).tolist()
+
+    def get_points(self, name: str, body: Body) -> Json:
+        collection = self._catalog.get(name)
+        check_object(body, at="body", known=frozenset({"ids", "select", "with"}))
+        if "ids" not in body:
+            raise InvalidRequest("give 'ids'", code="missing", field="ids")
+        ids = check_ids(body["ids"], at="ids", limits=self._limits)
+        selection = parse_selection(body)
+        found = collection.store.find(dict.fromkeys(ids))
+        return {"points": reading.points_to_wire(collection, found, selection)}
+
+    def count_points(self, name: str, body: Body) -> Json:
+        collection = self._catalog.get(name)
+        check_object(body, at="body", known=frozenset({"filter"}))
+        expr = parse_filter_of(body, schema=collection.schema, limits=self._limits)
+        view = collection.live.view
+        return {"count": collection.count(view, expr), "warnings": collection.warnings(view, [expr])}
+
+    def scan_points(self, name: str, body: Body) -> Json:
+        collection = self._catalog.get(name)
+        check_object(body, at="body", known=frozenset({"filter", "limit", "cursor", "select", "with"}))
+        limit = check_int(body.get("limit", 100), at="limit", low=1, high=self._limits.scan_page)
+        after = 0 if body.get("cursor") is None else reading.decode_cursor(body["cursor"])
+        selection = parse_selection(body)
+        expr = parse_filter_of(body, schema=collection.schema, limits=self._limits)
+        if expr is None:
+            pks = collection.store.keys(after=after, limit=limit).tolist()
+        else:
+            pks = reading.next_keys(collection.matching_keys(collection.live.view, expr), after, limit)
+        points = reading.points_to_wire(collection, collection.store.fetch(pks), selection)
+        cursor = reading.encode_cursor(pks[-1]) if len(pks) == limit else None
+        return {"points": points, "next_cursor": cursor}
+
+    def facet(self, name: str, body: Body) -> Json:
+        collection = self._catalog.get(name)
+        check_object(body, at="body", known=frozenset({"field", "filter", "limit"}))
+        limit = check_int(body.get("limit", 100), at="limit", low=1, high=self._limits.facet_values)
+        attribute = check_attribute_name(body.get("field"), at="field")
+        expr = parse_filter_of(body, schema=collection.schema, limits=self._limits)
+        values = collection.facet(attribute, expr, limit)
+        warnings = collection.warnings(collection.live.view, [expr])
+        if attribute not in collection.live.view.types:
+            warnings.append(f"no point has an attribute {attribute!r}")
+        return {"field": attribute, "values": [{"value": v, "count": c} for v, c in values], "warnings": warnings}
+
+    # ------------------------------------------------------------------ queries
+
+    def query(self, name: str, body: Body) -> Json:
+        start = time.perf_counter()
+        collection = self._catalog.get(name)
+        query = parse_query(body, schema=collection.schema, limits=self._limits)
+        answer = collection.search(query)
+        estimate = round(answer.report.recall, 4) if query.count else None
+        meta: Json = {
+            "sequence": answer.view.sequence,
+            "warnings": collection.warnings(answer.view, query.filters),
+            "recall": {"target": query.recall, "estimate": estimate},
+        }
+        if query.explain:
+            meta["plans"] = answer.report.plans
+        results = reading.answer_to_wire(answer, query)
+        meta["ms"] = round((time.perf_counter() - start) * 1e3, 3)
+        return {"results": results, "meta": meta}
+
+    # ------------------------------------------------------------------ background work
+
+    def optimize(self, name: str, body: Body | None = None) -> Json:
+        """Seal, merge, index and calibrate as a job; ``queries`` become the sample it is calibrated on."""
+        collection = self._catalog.get(name)
+        body = body or {}
+        check_object(body, at="body", known=frozenset({"queries", "field"}))
+        if body.get("queries") is not None:
+            name_of_field = body.get("field", next(iter(collection.schema.vectors)))
+            if not isinstance(name_of_field, str):
+                raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
+            spec = collection.schema.field(name_of_field)
+            sample = as_matrix(
+                body["queries"],
+                dim=spec.dim,
+                at="queries",
+                metric=spec.metric,
+                max_rows=self._limits.queries,
+            )
+            if not len(sample):
+                raise InvalidRequest("must hold at least one query", field="queries")
+            collection.reservoir.replace(name_of_field, sample)
+        return collection.builder.optimize().to_wire()
+
+    def quality(self, name: str) -> Json:
+        return describing.quality(self._catalog.get(name))
+
+    def list_jobs(self) -> Json:
+        return {"jobs": [job.to_wire() for job in self._catalog.maintenance.jobs.list()]}
+
+    def get_job(self, job_id: str) -> Json:
+        return self._catalog.maintenance.jobs.get(job_id).to_wire()
+
+    def cancel_job(self, job_id: str) -> Json:
+        return self._catalog.maintenance.jobs.cancel(job_id).to_wire()

@@ -1,0 +1,1 @@
+"""How queries are planned and run, one or many."""

@@ -1,0 +1,77 @@
+"""What was measured about a segment's field: recall and time per setting, and the price of a scanned row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One effort of a backend with the recall (a cautious estimate) and microseconds a query it came to."""
+
+    effort: int
+    recall: float
+    us: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Settings, cheap to expensive, measured for filters that pass ``selectivity`` of the rows, at ``k``."""
+
+    selectivity: float
+    k: int
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured on ``source`` (``queries`` or ``rows``): curves, and microseconds of an exact scan a row.
+
+    ``scan_us`` holds for the whole matrix read in order, ``gather_us`` for rows picked out of it.
+    """
+
+    source: str
+    samples: int
+    scan_us: float
+    gather_us: float
+    curves: tuple[Curve, ...]
+
+    def setting(self, *, selectivity: float, k: int, target: float) -> Setting | None:
+        """The cheapest setting that reaches the target; None when none was seen to.
+
+        A filter is judged by the next more selective curve that was measured, a k by the next larger one.
+        Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most.
+        """
+        if self.source != "queries":
+            target += min(0.01, (1 - target) / 2)
+        fitting = [c for c in self.curves if c.selectivity <= selectivity and c.k >= k]
+        if not fitting:
+            return None
+        curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
+        return next((s for s in curve.settings if s.recall >= target), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Calibration:
+        curves = tuple(
+            Curve(c["selectivity"], c["k"], tuple(Setting(**s) for s in c["settings"])) for c in raw["curves"]
+        )
+        return cls(raw["source"], raw["samples"], raw["scan_us"], raw["gather_us"], curves)
+
+
+Calibrations = Mapping[tuple[str, str], Calibration]
+"""By (segment, field)."""
+
+
+def summary(calibration: Calibration, targets: Sequence[float] = (0.9, 0.95, 0.99)) -> dict[str, object]:
+    """What ``describe`` shows: the setting per recall target for k = 10 without a filter."""
+    chosen = {str(t): calibration.setting(selectivity=1.0, k=10, target=t) for t in targets}
+    return {
+        "source": calibration.source,
+        "samples": calibration.samples,
+        "settings": {t: None if s is None else {"effort": s.effort, "us": round(s.us)} for t, s in chosen.items()},
+    }

@@ -1,0 +1,61 @@
+"""How one part answers: the cheapest plan whose calibrated recall meets the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.segments.part import FieldPart
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf`` or ``none`` (no row passes); costs in us a query."""
+
+    kind: str
+    effort: int
+    recall: float
+    rows: int
+    selectivity: float
+    estimated_us: float | None
+    reason: str
+
+
+def plan_part(
+    field: FieldPart, calibration: Calibration | None, passing: Bitmap | None, *, k: int, target: float
+) -> Plan:
+    """Choose for ``k`` neighbours among ``passing`` (matrix rows; None: all). ``target`` 1 means exact."""
+    total = len(field)
+    rows = total if passing is None else passing.count
+    selectivity = rows / total if total else 0.0
+    if rows == 0:
+        return Plan("none", 0, 1.0, 0, selectivity, 0.0, "no row passes")
+
+    def exact(reason: str) -> Plan:
+        us = None
+        if calibration is not None:
+            us = rows * (calibration.scan_us if passing is None else calibration.gather_us)
+        return Plan("exact", 0, 1.0, rows, selectivity, us, reason)
+
+    if target >= 1.0:
+        return exact("asked for")
+    if field.backend is None:
+        return exact("no graph here")
+    if calibration is None:
+        return exact("not calibrated yet")
+    setting = calibration.setting(selectivity=selectivity, k=k, target=target)
+    if setting is None:
+        return exact("the index was not seen to reach the target here")
+    scan = exact("fewer rows than the index would visit")
+    if scan.estimated_us is not None and scan.estimated_us <= setting.us:
+        return scan
+    return Plan(
+        field.backend.kind,
+        setting.effort,
+        setting.recall,
+        rows,
+        selectivity,
+        setting.us,
+        "cheapest at this recall",
+    )

@@ -1,0 +1,183 @@
+"""A checked query: everything a search needs to know, nothing unchecked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nearfield_index.errors import InvalidRequest, TooLarge
+from nearfield_index.filters.expr import Everything, Expr
+from nearfield_index.filters.parse import parse_filter
+from nearfield_index.limits import Limits
+from nearfield_index.points import PointId, check_ids
+from nearfield_index.schema import (
+    DEFAULT_FIELD,
+    Schema,
+    check_attribute_name,
+    check_flag,
+    check_int,
+    check_number,
+    check_object,
+    check_recall,
+)
+from nearfield_index.vectors import Floats, as_matrix, as_vector
+
+_KEYS = frozenset(
+    "vector vectors ids field k offset filter filters select with min_score recall exact hubness rerank after"
+    " timeout_ms explain".split()
+)
+_EXTRAS = frozenset({"vectors", "text"})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a stored point goes into a reply: ``attributes`` is all (True), none (False) or some names."""
+
+    attributes: bool | tuple[str, ...]
+    vectors: bool
+    text: bool
+
+    @property
+    def anything(self) -> bool:
+        """Whether the row store must be asked at all."""
+        return self.attributes is not False or self.vectors or self.text
+
+
+@dataclass(frozen=True)
+class Query:
+    """``vectors`` ``(n, dim)`` raw, or ``ids`` whose stored vectors are searched with; one filter or one each."""
+
+    field: str
+    vectors: Floats | None
+    ids: list[PointId] | None
+    k: int
+    offset: int
+    filters: list[Expr | None]
+    selection: Selection
+    min_score: float | None
+    recall: float
+    after: int | None
+    timeout_s: float | None
+    explain: bool
+
+    @property
+    def count(self) -> int:
+        """Number of queries."""
+        if self.vectors is not None:
+            return len(self.vectors)
+        return len(self.ids or ())
+
+
+def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Query:
+    """Check a query request. Raises :class:`InvalidRequest` naming the field at fault."""
+    check_object(body, at="body", known=_KEYS)
+    _refuse_unbuilt(body)
+    name = body.get("field", DEFAULT_FIELD if DEFAULT_FIELD in schema.vectors else next(iter(schema.vectors)))
+    if not isinstance(name, str):
+        raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
+    field = schema.field(name)
+    k = check_int(body.get("k", 10), at="k", low=1, high=limits.k)
+    offset = check_int(body.get("offset", 0), at="offset", low=0, high=limits.k)
+    if k + offset > limits.k:
+        raise InvalidRequest(f"k + offset is at most {limits.k}", field="offset")
+    vectors, ids = _parse_target(body, field, limits)
+    count = len(vectors) if vectors is not None else len(ids or ())
+    cost = count * (k + offset) * field.dim
+    if cost > limits.query_cost:
+        raise TooLarge(
+            f"queries x k x dim is {cost}, the limit is {limits.query_cost}",
+            field="k",
+            hint="split the batch",
+        )
+    recall = check_recall(body["recall"], at="recall") if body.get("recall") is not None else schema.index.recall
+    if check_flag(body.get("exact", False), at="exact"):
+        recall = 1.0
+    timeout = body.get("timeout_ms")
+    minimum = body.get("min_score")
+    after = body.get("after")
+    return Query(
+        name,
+        vectors,
+        ids,
+        k,
+        offset,
+        _parse_filters(body, count, schema, limits),
+        parse_selection(body),
+        None if minimum is None else check_number(minimum, at="min_score", low=-1e300, high=1e300),
+        recall,
+        None if after is None else check_int(after, at="after", low=0, high=2**63 - 1),
+        None if timeout is None else check_int(timeout, at="timeout_ms", low=1, high=3_600_000) / 1000,
+        check_flag(body.get("explain", False), at="explain"),
+    )
+
+
+def _refuse_unbuilt(body: Mapping[str, Any]) -> None:
+    mode = body.get("hubness", "auto")
+    if not isinstance(mode, str) or mode not in ("auto", "off", "on"):
+        raise InvalidRequest("must be auto, off or on", field="hubness")
+    if mode == "on":
+        raise InvalidRequest("this collection has no hubness fit", code="no_hubness_fit", field="hubness")
+    if body.get("rerank") is not None:
+        raise InvalidRequest("reranking is not built yet", code="not_yet", field="rerank")
+    vector = body.get("vector")
+    if isinstance(vector, Mapping) and ("positive" in vector or "negative" in vector):
+        raise InvalidRequest("positive and negative examples are not built yet", code="not_yet", field="vector")
+    if isinstance(vector, list) and vector and isinstance(vector[0], Mapping):
+        raise InvalidRequest("several weighted fields are not built yet", code="not_yet", field="vector")
+
+
+def _parse_target(body: Mapping[str, Any], field: Any, limits: Limits) -> tuple[Floats | None, list[PointId] | None]:
+    given = [key for key in ("vector", "vectors", "ids") if body.get(key) is not None]
+    if len(given) != 1:
+        raise InvalidRequest("a query needs one of 'vector', 'vectors' or 'ids'", code="missing", field="vector")
+    if given == ["vector"]:
+        vector = as_vector(body["vector"], dim=field.dim, at="vector", metric=field.metric)
+        return vector.reshape(1, -1), None
+    if given == ["vectors"]:
+        matrix = as_matrix(body["vectors"], dim=field.dim, at="vectors", metric=field.metric, max_rows=limits.queries)
+        return matrix, None
+    return None, check_ids(body["ids"], at="ids", limits=limits)
+
+
+def _parse_filters(body: Mapping[str, Any], count: int, schema: Schema, limits: Limits) -> list[Expr | None]:
+    if body.get("filters") is None:
+        return [_parse_one(body.get("filter"), "filter", schema, limits)]
+    if body.get("filter") is not None:
+        raise InvalidRequest("give either 'filter' or 'filters'", field="filters")
+    filters = body["filters"]
+    if not isinstance(filters, (list, tuple)) or len(filters) != count:
+        raise InvalidRequest(f"must be a list of {count} filters, one per query", field="filters")
+    return [_parse_one(f, f"filters[{n}]", schema, limits) for n, f in enumerate(filters)]
+
+
+def _parse_one(body: object, at: str, schema: Schema, limits: Limits) -> Expr | None:
+    if body is None:
+        return None
+    declared = {name: str(kind) for name, kind in schema.attributes.items()}
+    expr = parse_filter(body, declared=declared, limits=limits, where=at)
+    return None if isinstance(expr, Everything) else expr
+
+
+def parse_filter_of(body: Mapping[str, Any], *, schema: Schema, limits: Limits, key: str = "filter") -> Expr | None:
+    """The filter of a request; None when it has none or it passes everything."""
+    return _parse_one(body.get(key), key, schema, limits)
+
+
+def parse_selection(body: Mapping[str, Any]) -> Selection:
+    """The ``select`` and ``with`` keys of a request."""
+    select = body.get("select", True)
+    if isinstance(select, np.ndarray):
+        select = select.tolist()
+    if select is None:
+        select = True
+    if not isinstance(select, bool):
+        if not isinstance(select, (list, tuple)) or len(select) > 256:
+            raise InvalidRequest("must be true, false or a list of attribute names", field="select")
+        select = tuple(check_attribute_name(name, at="select") for name in select)
+    extra = body.get("with") or []
+    if not isinstance(extra, (list, tuple)) or any(not isinstance(e, str) or e not in _EXTRAS for e in extra):
+        raise InvalidRequest("must be a list of 'vectors' and 'text'", field="with")
+    return Selection(select, "vectors" in extra, "text" in extra)

@@ -1,0 +1,223 @@
+"""Running queries over a view: group by filter, plan each part, search, rescore from the rows, merge."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import faiss
+import numpy as np
+
+from nearfield_index.backends.base import Floats, Rows
+from nearfield_index.backends.space import as_inner, queried, rounding, scores
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.errors import DeadlineExceeded
+from nearfield_index.execution.cost import Calibrations
+from nearfield_index.execution.plan import Plan, plan_part
+from nearfield_index.execution.topk import Candidates, merge
+from nearfield_index.filters.expr import Expr
+from nearfield_index.schema import Metric
+from nearfield_index.segments.part import FieldPart, FindKeys, LivePart
+from nearfield_index.segments.view import View
+
+_SLACK = 4
+_LARGEST_FETCH = 4_096
+_PARALLEL_QUERIES = 16
+_CORES = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Search:
+    """One batch against one field: raw ``vectors`` ``(n, dim)``, ``filters`` one for all or one each."""
+
+    field: str
+    vectors: Floats
+    filters: Sequence[Expr | None]
+    k: int
+    recall: float
+    deadline: float | None = None
+
+
+@dataclass
+class Report:
+    """What was done: a plan per (filter group, part) with what it really cost, and the work counters."""
+
+    plans: list[dict[str, Any]] = field(default_factory=list)
+    recall: float = 1.0
+    exact_rows: int = 0
+    graph_queries: int = 0
+
+    def add(self, part: LivePart, plan: Plan, queries: int, seconds: float, fallback: int) -> None:
+        self.plans.append(
+            {
+                "segment": part.part.name,
+                "plan": plan.kind,
+                "effort": plan.effort,
+                "queries": queries,
+                "rows": plan.rows,
+                "selectivity": round(plan.selectivity, 6),
+                "recall": round(plan.recall, 4),
+                "estimated_us": None if plan.estimated_us is None else round(plan.estimated_us, 1),
+                "us": round(seconds * 1e6 / max(1, queries), 1),
+                "exact_fallbacks": fallback,
+                "reason": plan.reason,
+            }
+        )
+        if plan.kind == "exact":
+            self.exact_rows += plan.rows * queries
+        elif plan.kind != "none":
+            self.graph_queries += queries
+
+
+def run(
+    view: View, search: Search, metric: Metric, calibrations: Calibrations, find_keys: FindKeys
+) -> tuple[Candidates, Report]:
+    """The best ``search.k`` of each query with exact scores, and the report of how they were found."""
+    queries = queried(search.vectors, metric)
+    faiss.omp_set_num_threads(_CORES if len(queries) >= _PARALLEL_QUERIES else 1)
+    report = Report()
+    weights: list[tuple[int, float]] = []
+    groups = _group(search.filters, len(queries))
+    answers: list[tuple[Rows, Candidates]] = []
+    for expr, members in groups:
+        mine = queries[members] if len(groups) > 1 else queries
+        found = []
+        for number, part in enumerate(view.parts):
+            _check_deadline(search.deadline)
+            here = part.part.fields.get(search.field)
+            if here is None or len(here) == 0:
+                continue
+            found.append(_search_part(number, part, here, expr, mine, search, calibrations, find_keys, report))
+            last = report.plans[-1]
+            weights.append((last["rows"] * len(mine), last["recall"]))
+        answers.append((members, merge(found or [Candidates.none(len(mine))], search.k)))
+    total = sum(w for w, _ in weights)
+    report.recall = sum(w * r for w, r in weights) / total if total else 1.0
+    return _gather(answers, len(queries), search.k), report
+
+
+def _group(filters: Sequence[Expr | None], count: int) -> list[tuple[Expr | None, Rows]]:
+    """Queries by canonical filter: equal predicates share their bitmaps and their matrix products."""
+    if len(filters) == 1:
+        return [(filters[0], np.arange(count))]
+    members: dict[str, list[int]] = {}
+    exprs: dict[str, Expr | None] = {}
+    for number, expr in enumerate(filters):
+        key = "" if expr is None else expr.key
+        members.setdefault(key, []).append(number)
+        exprs[key] = expr
+    return [(exprs[key], np.array(numbers)) for key, numbers in members.items()]
+
+
+def _search_part(
+    number: int,
+    part: LivePart,
+    here: FieldPart,
+    expr: Expr | None,
+    queries: Floats,
+    search: Search,
+    calibrations: Calibrations,
+    find_keys: FindKeys,
+    report: Report,
+) -> Candidates:
+    start = time.perf_counter()
+    passing = part.passing(expr, find_keys)
+    within = None if passing is None else here.translate(passing)
+    calibration = calibrations.get((part.part.name, search.field))
+    plan = plan_part(here, calibration, within, k=search.k, target=search.recall)
+    fallback = 0
+    if plan.kind == "none":
+        rows, scored = np.full((len(queries), 0), -1, dtype=np.int64), np.empty((len(queries), 0))
+    elif plan.kind == "exact" or here.backend is None:
+        rows, scored = exact_rows(here, queries, search.k, within)
+    else:
+        _, rows = here.backend.search(queries, search.k + _SLACK, effort=plan.effort, within=within)
+        scored = scores(queries, here.matrix, rows, here.metric)
+        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(search.k, plan.rows))
+        fallback = len(short)
+        if fallback:  # the graph lost its way among filtered rows: never fewer hits than there are
+            wide = rows.shape[1]
+            rows[short], scored[short] = _padded(*exact_rows(here, queries[short], search.k, within), wide)
+    report.add(part, plan, len(queries), time.perf_counter() - start, fallback)
+    part_rows = here.part_rows(rows)
+    real = part_rows >= 0
+    at = np.maximum(part_rows, 0)
+    return Candidates(
+        scored,
+        np.where(real, number, -1),
+        part_rows,
+        np.where(real, part.part.pks[at], -1),
+        np.where(real, part.part.ties[at], np.iinfo(np.int64).max),
+    )
+
+
+def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) -> tuple[Rows, Any]:
+    """The true top k with float64 scores: ``(rows, scores)``, at least k columns wide where there are rows.
+
+    The scan is in float32, so it fetches a few more and accepts only when no row it did not fetch could still
+    belong: where near ties leave that open it fetches more, up to 4,096.
+    """
+    available = len(here) if within is None else within.count
+    fetch = min(available, k + max(_SLACK, k // 4))
+    found, rows = here.scan(queries, fetch, within)
+    scored = scores(queries, here.matrix, rows, here.metric)
+    while fetch < min(available, _LARGEST_FETCH):
+        open_ = _uncertain(here, queries, k, found, scored)
+        if not len(open_):
+            break
+        fetch = min(available, fetch * 4)
+        wider, wider_rows = here.scan(queries[open_], fetch, within)
+        found, rows, scored = (_widen(a, fetch, fill) for a, fill in ((found, -np.inf), (rows, -1), (scored, -np.inf)))
+        found[open_], rows[open_] = wider, wider_rows
+        scored[open_] = scores(queries[open_], here.matrix, wider_rows, here.metric)
+        # Rows certified before keep -inf in the new columns, which certifies them again.
+    return rows, scored
+
+
+def _uncertain(here: FieldPart, queries: Floats, k: int, found: Floats, scored: Any) -> Rows:
+    """Queries for which a row outside of those fetched might still be among the best k."""
+    kth = -np.partition(-scored, k - 1, axis=1)[:, k - 1 : k]
+    inner = as_inner(kth, queries, here.metric)[:, 0]
+    bound = found[:, -1].astype(np.float64) + rounding(queries, here.longest, here.metric)
+    return np.flatnonzero((inner < bound) & np.isfinite(found[:, -1]))
+
+
+def _widen(array: Any, columns: int, fill: float) -> Any:
+    return np.pad(array, ((0, 0), (0, columns - array.shape[1])), constant_values=fill)
+
+
+def _padded(rows: Rows, scored: Any, columns: int) -> tuple[Rows, Any]:
+    if rows.shape[1] >= columns:
+        order = np.argsort(-scored, axis=1, kind="stable")[:, :columns]
+        return np.take_along_axis(rows, order, 1), np.take_along_axis(scored, order, 1)
+    return _widen(rows, columns, -1), _widen(scored, columns, -np.inf)
+
+
+def _gather(answers: list[tuple[Rows, Candidates]], count: int, k: int) -> Candidates:
+    """The groups' answers back in the order of the queries, ``(count, k)``."""
+    out = Candidates(
+        np.full((count, k), -np.inf),
+        np.full((count, k), -1, dtype=np.int64),
+        np.full((count, k), -1, dtype=np.int64),
+        np.full((count, k), -1, dtype=np.int64),
+        np.full((count, k), -1, dtype=np.int64),
+    )
+    for members, found in answers:
+        width = found.scores.shape[1]
+        for target, source in (
+            (out.scores, found.scores),
+            (out.parts, found.parts),
+            (out.rows, found.rows),
+            (out.pks, found.pks),
+            (out.ties, found.ties),
+        ):
+            target[members, :width] = source
+    return out
+
+
+def _check_deadline(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise DeadlineExceeded("the query's timeout_ms ran out", field="timeout_ms")

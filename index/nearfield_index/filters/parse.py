@@ -1,0 +1,234 @@
+"""The filter language of the wire: JSON in, canonical tree out; mistakes are InvalidRequest with a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nearfield_index.filters import operands
+from nearfield_index.filters.expr import (
+    Exists,
+    Expr,
+    Number,
+    Prefix,
+    all_of,
+    any_of,
+    between,
+    has_ids,
+    match_all,
+    match_any,
+    negate,
+)
+from nearfield_index.filters.operands import refuse, step
+from nearfield_index.limits import Limits
+
+OPERATORS = (
+    "eq", "ne", "in", "nin", "lt", "lte", "gt", "gte", "exists", "any", "all", "prefix", "null",
+)  # fmt: skip
+ID_OPERATORS = ("eq", "ne", "in", "nin")
+BOUNDS = ("gt", "gte", "lt", "lte")
+GROUPS = ("$and", "$or", "$not", "$id")
+
+# Far below Python's own recursion limit, whatever the setting says.
+_DEEPEST = 100
+
+
+def parse_filter(
+    body: object,
+    *,
+    declared: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    where: str = "filter",
+) -> Expr:
+    """The tree of a filter object; ``declared`` maps attribute names to their declared types.
+
+    ``where`` is what error paths start with. Raises InvalidRequest with code ``filter_type`` (not an object),
+    ``filter_operator``, ``filter_operand``, ``filter_too_deep`` or ``filter_too_large``.
+    """
+    return _Parser(declared or {}, limits or Limits()).group(body, where, 1)
+
+
+class _Parser:
+    """One parse: what is declared, the limits, and how much of them is used up."""
+
+    def __init__(self, declared: Mapping[str, str], limits: Limits) -> None:
+        self.declared = declared
+        self.depth = min(limits.filter_depth, _DEEPEST)
+        self.conditions = limits.filter_conditions
+        self.values = limits.filter_values
+        self.groups_seen = 0
+        self.conditions_seen = 0
+
+    def group(self, body: object, path: str, depth: int) -> Expr:
+        """A filter object: all of its keys must hold."""
+        if not isinstance(body, Mapping):
+            raise refuse(
+                "a filter must be an object",
+                path,
+                code="filter_type",
+                hint='such as {"color": "red"}; {} matches every point',
+                value=body,
+            )
+        if depth > self.depth:
+            raise refuse(
+                f"the filter is nested deeper than {self.depth}",
+                path,
+                code="filter_too_deep",
+                hint="flatten $and and $or",
+            )
+        self.groups_seen += 1
+        self._check_size(self.groups_seen, path)
+        return all_of([self._entry(name, operand, path, depth) for name, operand in body.items()])
+
+    def _entry(self, name: object, operand: object, path: str, depth: int) -> Expr:
+        inner = step(path, name)
+        if not isinstance(name, str) or not operands.is_text(name):
+            raise refuse(
+                "an attribute's name must be a string",
+                inner,
+                code="filter_operator",
+                hint="give its name",
+                value=name,
+            )
+        match name:
+            case "$and":
+                return all_of(self._list(operand, inner, depth))
+            case "$or":
+                return any_of(self._list(operand, inner, depth))
+            case "$not":
+                return negate(self.group(operand, inner, depth + 1))
+            case "$id":
+                return self._id(operand, inner)
+        if name.startswith("$"):
+            raise refuse("there is no such group", inner, code="filter_operator", hint=f"one of {', '.join(GROUPS)}")
+        return self._attribute(name, operand, inner)
+
+    def _list(self, operand: object, path: str, depth: int) -> Iterator[Expr]:
+        if not isinstance(operand, list | tuple):
+            raise refuse("the operand must be a list of filters", path, hint="[{..}, {..}]", value=operand)
+        self._check_size(self.groups_seen + len(operand), path)
+        return (self.group(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(operand))
+
+    def _check_size(self, seen: int, path: str) -> None:
+        if seen > self.conditions:
+            raise refuse(
+                f"the filter has more than {self.conditions} conditions",
+                path,
+                code="filter_too_large",
+                hint="use in for many values of one attribute",
+            )
+
+    def _condition(self, path: str) -> None:
+        self.conditions_seen += 1
+        self._check_size(self.conditions_seen, path)
+
+    def _id(self, operand: object, path: str) -> Expr:
+        if not isinstance(operand, Mapping):
+            self._condition(path)
+            return has_ids([operands.point_id(operand, path)])
+        parts = []
+        for operator, value in self._operators(operand, ID_OPERATORS, path):
+            inner = step(path, operator)
+            if operator in ("eq", "ne"):
+                wanted = has_ids([operands.point_id(value, inner)])
+            else:
+                items = operands.sequence(value, inner, self.values)
+                wanted = has_ids([operands.point_id(item, f"{inner}[{i}]") for i, item in enumerate(items)])
+            parts.append(negate(wanted) if operator in ("ne", "nin") else wanted)
+        return all_of(parts)
+
+    def _attribute(self, name: str, operand: object, path: str) -> Expr:
+        if operand is None:
+            self._condition(path)
+            return negate(Exists(name))
+        if not isinstance(operand, Mapping):
+            self._condition(path)
+            return match_any(name, operands.conform(operands.scalar(operand, path), self.declared.get(name), path))
+        bounds: dict[str, object] = {}
+        parts: list[Expr] = []
+        for operator, value in self._operators(operand, OPERATORS, path):
+            if operator in BOUNDS:
+                bounds[operator] = value
+            else:
+                parts.append(_CONDITIONS[operator](self, name, value, step(path, operator)))
+        if bounds:
+            parts.append(self._range(name, bounds, path))
+        return all_of(parts)
+
+    def _operators(
+        self, operand: Mapping[Any, object], allowed: tuple[str, ...], path: str
+    ) -> Iterator[tuple[str, object]]:
+        """The operators of one object, each checked to be one and counted."""
+        hint = f"one of {', '.join(allowed)}"
+        if not operand:
+            raise refuse("the object has no operator", path, code="filter_operator", hint=hint)
+        for operator, value in operand.items():
+            if operator not in allowed:
+                if allowed is OPERATORS:
+                    hint += '; nested attributes are named with dots, as in "size.width"'
+                raise refuse("there is no such operator", step(path, operator), code="filter_operator", hint=hint)
+            self._condition(path)
+            yield operator, value
+
+    def _range(self, name: str, given: Mapping[str, object], path: str) -> Expr:
+        """All bounds of one object make one range; of two lower or two upper bounds the tighter one holds."""
+        declared = self.declared.get(name)
+        kind, ends = "number", dict[str, Number]()
+        for operator, value in given.items():
+            kind, ends[operator] = operands.bound(value, declared, step(path, operator))
+        lower = max(((ends[op], op == "gt") for op in ("gt", "gte") if op in ends), default=None)
+        upper = min(((ends[op], op == "lte") for op in ("lt", "lte") if op in ends), default=None)
+        return between(
+            name,
+            "datetime" if kind == "datetime" else "number",
+            lower[0] if lower else None,
+            upper[0] if upper else None,
+            lower_inclusive=lower is not None and not lower[1],
+            upper_inclusive=upper is not None and upper[1],
+        )
+
+    def equal(self, name: str, operand: object, path: str) -> Expr:
+        if operand is None:
+            return negate(Exists(name))
+        return match_any(name, operands.conform(operands.scalar(operand, path), self.declared.get(name), path))
+
+    def unequal(self, name: str, operand: object, path: str) -> Expr:
+        if operand is None:
+            return Exists(name)
+        return all_of([Exists(name), negate(self.equal(name, operand, path))])
+
+    def one_of(self, name: str, operand: object, path: str) -> Expr:
+        values = operands.listed(operand, path, self.values)
+        return match_any(name, operands.conform(values, self.declared.get(name), path))
+
+    def none_of(self, name: str, operand: object, path: str) -> Expr:
+        return all_of([Exists(name), negate(self.one_of(name, operand, path))])
+
+    def every(self, name: str, operand: object, path: str) -> Expr:
+        values = operands.listed(operand, path, self.values)
+        return match_all(name, operands.conform(values, self.declared.get(name), path))
+
+    def exists(self, name: str, operand: object, path: str) -> Expr:
+        return Exists(name) if operands.flag(operand, path) else negate(Exists(name))
+
+    def null(self, name: str, operand: object, path: str) -> Expr:
+        return negate(Exists(name)) if operands.flag(operand, path) else Exists(name)
+
+    def prefix(self, name: str, operand: object, path: str) -> Expr:
+        start = operands.text(operand, path)
+        if self.declared.get(name, "keyword") != "keyword":
+            raise refuse("prefix needs a keyword attribute", path, code="filter_operator", hint="use a range or eq")
+        return Prefix(name, start)
+
+
+_CONDITIONS: Mapping[str, Callable[[_Parser, str, object, str], Expr]] = {
+    "eq": _Parser.equal,
+    "ne": _Parser.unequal,
+    "in": _Parser.one_of,
+    "any": _Parser.one_of,
+    "nin": _Parser.none_of,
+    "all": _Parser.every,
+    "exists": _Parser.exists,
+    "null": _Parser.null,
+    "prefix": _Parser.prefix,
+}

@@ -1,0 +1,38 @@
+"""The documented maximum of every number a request may carry. All on by default, all settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that are checked before anything is allocated. ``GET /v1`` tells them."""
+
+    body_bytes: int = 64 * 1024 * 1024
+    points: int = 10_000
+    queries: int = 10_000
+    k: int = 10_000
+    query_cost: int = 20_000_000_000
+    """queries x (k + offset) x dim of one request."""
+    dim: int = 65_536
+    collections: int = 1_000
+    filter_depth: int = 32
+    filter_conditions: int = 256
+    filter_values: int = 10_000
+    id_bytes: int = 256
+    attribute_bytes: int = 64 * 1024
+    attribute_depth: int = 8
+    attribute_keys: int = 256
+    text_bytes: int = 1024 * 1024
+    scan_page: int = 10_000
+    facet_values: int = 10_000
+    waiting_writes: int = 256
+    waiting_bytes: int = 64 * 1024 * 1024
+    tail_bytes: int = 64 * 1024 * 1024
+    """A tail of this size becomes a flat segment."""
+    unsealed_bytes: int = 256 * 1024 * 1024
+    """Past this many bytes that wait to become a flat segment, writes are refused for a moment."""
+
+    def to_wire(self) -> dict[str, int]:
+        return asdict(self)

@@ -1,0 +1,190 @@
+"""Which setting reaches which recall: measured on queries against exact answers, on this machine.
+
+Rows of a collection are easier than queries. Real queries are used where there are enough; until then the worse
+of held-out rows and rows with noise of their own length counts. Filters are tried at several selectivities, each as
+a random set of rows and as a run of neighbouring clusters (a filter that correlates with the vectors); the worse
+counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import orjson
+import xxhash
+
+from nearfield_index.backends.base import Backend
+from nearfield_index.backends.space import original, queried
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.cost import Calibration, Curve, Setting
+from nearfield_index.execution.run import exact_rows
+from nearfield_index.segments.part import FieldPart
+from nearfield_index.storage.atomic import replace_file
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+ENOUGH_QUERIES = 200
+_SAMPLE = 256
+_TIMED = 5
+_KS = (10, 100)
+_SELECTIVITIES = (1.0, 0.8, 0.5, 0.2, 0.05)
+_FILTERED_SAMPLE = 100
+_GOOD_ENOUGH = 0.9985
+# A filtered graph this far from its goal at this effort is lost: an exact scan will answer.
+_LOST = (256, 0.8)
+_SEED = 20_261_125
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Queries in search form with the row each was made from (-1: none), which does not count as an answer."""
+
+    queries: Floats
+    own: Rows
+
+    def first(self, count: int) -> _Probe:
+        return _Probe(self.queries[:count], self.own[:count])
+
+
+def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[[float], None]) -> Calibration:
+    """Measure a field of an indexed segment. ``sample``: raw real queries ``(n, dim)``, used if 200 or more."""
+    faiss.omp_set_num_threads(threads)
+    random = np.random.default_rng(_SEED)
+    source, probes = _probes(field, sample, random)
+    scan_us, gather_us = _scan_costs(field, probes[0].queries)
+    curves: list[Curve] = []
+    backend = field.backend
+    shares = [s for s in _SELECTIVITIES if s * len(field) >= 500] if backend is not None else []
+    for number, share in enumerate(shares):
+        filters = _filters(len(field), share, random)
+        asked = probes if share == 1.0 else [p.first(_FILTERED_SAMPLE) for p in probes]
+        limit = scan_us * len(field) if share == 1.0 else gather_us * share * len(field)
+        for k in _KS:
+            if backend is not None and share * len(field) >= 5 * k:
+                curves.append(Curve(share, k, _measure(field, backend, asked, filters, k=k, limit_us=limit)))
+        step((number + 1) / len(shares))
+    return Calibration(source, sum(len(p.queries) for p in probes), scan_us, gather_us, tuple(curves))
+
+
+def _probes(field: FieldPart, sample: Floats, random: np.random.Generator) -> tuple[str, list[_Probe]]:
+    if len(sample) >= ENOUGH_QUERIES:
+        chosen = sample[random.permutation(len(sample))[: 2 * _SAMPLE]]
+        return "queries", [_Probe(queried(chosen, field.metric), np.full(len(chosen), -1))]
+    rows = np.sort(random.permutation(len(field))[:_SAMPLE])
+    vectors = np.array(original(field.matrix[rows], field.metric))
+    noise = random.standard_normal(vectors.shape).astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    noisy = vectors + noise * (lengths / np.linalg.norm(noise, axis=1, keepdims=True))
+    return "rows", [
+        _Probe(queried(vectors, field.metric), rows),
+        _Probe(queried(noisy, field.metric), np.full(len(rows), -1)),
+    ]
+
+
+def _filters(n: int, share: float, random: np.random.Generator) -> list[Bitmap | None]:
+    if share == 1.0:
+        return [None]
+    run = int(n * share)
+    start = int(random.integers(0, n - run + 1))
+    return [
+        Bitmap.from_rows(n, np.sort(random.permutation(n)[:run])),
+        Bitmap.from_rows(n, np.arange(start, start + run)),
+    ]
+
+
+def _scan_costs(field: FieldPart, queries: Floats) -> tuple[float, float]:
+    """Microseconds a row: of a whole scan, and of rows picked out, one query and one thread."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    n = len(field)
+    some = Bitmap.from_rows(n, np.sort(np.random.default_rng(_SEED).permutation(n)[: max(1, n // 5)]))
+    costs = []
+    for within, rows in ((None, n), (some, some.count)):
+        times = []
+        for query in queries[:_TIMED]:
+            start = time.perf_counter()
+            field.scan(query.reshape(1, -1), 10, within)
+            times.append(time.perf_counter() - start)
+        costs.append(float(np.median(times)) * 1e6 / max(1, rows))
+    faiss.omp_set_num_threads(threads)
+    return costs[0], costs[1]
+
+
+def _measure(
+    field: FieldPart,
+    backend: Backend,
+    probes: list[_Probe],
+    filters: list[Bitmap | None],
+    *,
+    k: int,
+    limit_us: float,
+) -> tuple[Setting, ...]:
+    """Settings up to the one that is good enough, or costs as much as an exact scan."""
+    cases = []
+    for probe in probes:
+        for within in filters:
+            rows, scores = exact_rows(field, probe.queries, k + 1, within)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            truth = np.take_along_axis(rows, order, 1)
+            cases.append((probe, within, _without_own(truth, probe.own, k)))
+    settings: list[Setting] = []
+    for effort in backend.efforts:
+        if k > 10 and effort < k and effort != backend.efforts[-1] and backend.kind != "ivf":
+            continue
+        worst, slowest = 1.0, 0.0
+        for probe, within, truth in cases:
+            start = time.perf_counter()
+            _, found = backend.search(probe.queries, k + 1, effort=effort, within=within)
+            us = (time.perf_counter() - start) * 1e6 / len(probe.queries) * _threads_used(probe.queries)
+            worst = min(worst, _cautious_recall(_without_own(found, probe.own, k), truth))
+            slowest = max(slowest, us)
+        settings.append(Setting(effort, worst, slowest))
+        lost = k <= 10 and effort >= _LOST[0] and worst < _LOST[1]
+        if worst >= _GOOD_ENOUGH or slowest > limit_us or lost:
+            break
+    return tuple(settings)
+
+
+def _threads_used(queries: Floats) -> int:
+    return min(len(queries), int(faiss.omp_get_max_threads()))
+
+
+def _without_own(rows: Rows, own: Rows, k: int) -> Rows:
+    """The first k rows of each query that are not the row it was made from."""
+    other = rows != own[:, None]
+    order = np.argsort(~other, axis=1, kind="stable")[:, :k]
+    return np.where(np.take_along_axis(other, order, 1), np.take_along_axis(rows, order, 1), -1)
+
+
+def _cautious_recall(found: Rows, truth: Rows) -> float:
+    """Mean recall less one standard error of it."""
+    hits = (found[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
+    wanted = np.maximum(1, (truth >= 0).sum(axis=1))
+    recalls = hits.any(axis=1).sum(axis=1) / wanted
+    return float(max(0.0, recalls.mean() - recalls.std() / np.sqrt(len(recalls))))
+
+
+def save(path: Path, calibrations: dict[str, Calibration]) -> None:
+    """Keep a segment's calibrations by field beside it."""
+    body = {name: calibration.to_json() for name, calibration in calibrations.items()}
+    digest = xxhash.xxh3_64_hexdigest(orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
+    replace_file(path, orjson.dumps({"calibration": body, "xxh3": digest}))
+
+
+def load(path: Path) -> dict[str, Calibration]:
+    """Read them back; nothing where there is nothing whole (the segment is then calibrated again)."""
+    try:
+        envelope: Any = orjson.loads(path.read_bytes())
+        body = envelope["calibration"]
+        if envelope["xxh3"] != xxhash.xxh3_64_hexdigest(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)):
+            return {}
+        return {name: Calibration.from_json(raw) for name, raw in body.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

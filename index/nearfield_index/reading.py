@@ -1,0 +1,98 @@
+"""Stored points and search answers in the shape of the wire."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from nearfield_index.collection import Answer, Collection
+from nearfield_index.errors import InvalidRequest
+from nearfield_index.execution.query import Query, Selection
+from nearfield_index.storage.rows import StoredPoint
+
+Json = dict[str, Any]
+
+
+def point_to_wire(point: StoredPoint, selection: Selection, vectors: Mapping[str, Mapping[int, Any]]) -> Json:
+    """One stored point with what was selected of it."""
+    found: Json = {"id": point.id}
+    _add_selected(found, point, selection, vectors)
+    return found
+
+
+def _add_selected(
+    found: Json, point: StoredPoint, selection: Selection, vectors: Mapping[str, Mapping[int, Any]]
+) -> None:
+    if selection.attributes is True:
+        found["attributes"] = orjson.loads(point.attributes)
+    elif selection.attributes is not False:
+        stored = orjson.loads(point.attributes)
+        found["attributes"] = {n: v for n in selection.attributes if (v := _pick(stored, n)) is not None}
+    if selection.text and point.text is not None:
+        found["text"] = point.text
+    if selection.vectors:
+        found["vectors"] = {n: rows[point.pk] for n, rows in vectors.items() if point.pk in rows}
+
+
+def _pick(stored: Json, name: str) -> Any:
+    """An attribute by name, or by the dotted name of a nested one."""
+    if name in stored:
+        return stored[name]
+    value: Any = stored
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def points_to_wire(collection: Collection, points: Sequence[StoredPoint], selection: Selection) -> list[Json]:
+    """Stored points with what was selected of them."""
+    vectors = collection.vectors_of(points) if selection.vectors else {}
+    return [point_to_wire(point, selection, vectors) for point in points]
+
+
+def answer_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
+    """Hits of each query, best first."""
+    scores, pks = answer.found.scores.tolist(), answer.found.pks.tolist()
+    selection = query.selection
+    results: list[list[Json]] = []
+    width = answer.found.pks.shape[1]
+    for row, keys in enumerate(pks):
+        hits: list[Json] = []
+        for column, pk in enumerate(keys):
+            if pk < 0:
+                continue
+            hit: Json = {"id": answer.ids[row * width + column], "score": scores[row][column]}
+            if selection.anything:
+                _add_selected(hit, answer.stored[pk], selection, answer.vectors)
+            hits.append(hit)
+        results.append(hits)
+    return results
+
+
+def encode_cursor(pk: int) -> str:
+    """An opaque place in the order of row keys."""
+    return base64.urlsafe_b64encode(f"pk:{pk}".encode()).decode()
+
+
+def decode_cursor(cursor: object) -> int:
+    """The row key of a cursor. Raises :class:`InvalidRequest` for one that this engine did not make."""
+    try:
+        if isinstance(cursor, str) and len(cursor) <= 64:
+            text = base64.urlsafe_b64decode(cursor.encode("ascii")).decode("ascii")
+            if text.startswith("pk:") and text[3:].isdigit():
+                return min(int(text[3:]), 2**63 - 1)
+    except (ValueError, binascii.Error):
+        pass
+    raise InvalidRequest("is not a cursor of this collection", code="invalid_cursor", field="cursor")
+
+
+def next_keys(keys: np.ndarray[Any, np.dtype[np.int64]], after: int, limit: int) -> list[int]:
+    """The first ``limit`` keys above ``after``, ascending (``keys`` are)."""
+    start = int(np.searchsorted(keys, after, side="right"))
+    page: list[int] = keys[start : start + limit].tolist()
+    return page

@@ -1,0 +1,1 @@
+"""What is searched: immutable segments, the mutable tail, and the view one query reads."""

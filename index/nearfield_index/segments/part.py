@@ -1,0 +1,162 @@
+"""What a query sees of a segment or of the tail: rows, attributes and fields, all frozen."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+
+from nearfield_index.backends.base import Backend, Lists
+from nearfield_index.backends.exact import nothing, search_flat, search_gathered, search_matrix
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.filters.expr import Expr
+from nearfield_index.points import PointId
+from nearfield_index.schema import Metric
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+Keys = np.ndarray[Any, np.dtype[np.int64]]
+
+FindKeys = Callable[[Sequence[PointId]], Keys]
+"""Row keys of the ids that exist, from the row store."""
+
+_CACHE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class FieldPart:
+    """One vector field of a part: a matrix in stored form, and what searches it.
+
+    ``rows[i]`` is the part's row of matrix row ``i`` (None where they are the same), ascending only where the
+    part says nothing else. ``flat`` is the FAISS face of the matrix where there is one; ``backend`` is None where
+    every answer is exact; ``longest`` bounds the length of its vectors.
+    """
+
+    metric: Metric
+    matrix: Floats
+    rows: Rows | None
+    flat: Any
+    backend: Backend | None
+    lists: Lists | None
+    longest: float
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def translate(self, bitmap: Bitmap) -> Bitmap:
+        """A bitmap over the part's rows as one over matrix rows."""
+        if self.rows is None:
+            return bitmap
+        return Bitmap.from_mask(bitmap.test(self.rows))
+
+    def part_rows(self, rows: Rows) -> Rows:
+        """Matrix rows as the part's rows; -1 stays -1."""
+        if self.rows is None:
+            return rows
+        if not len(self.rows):
+            return np.full_like(rows, -1)
+        return np.where(rows >= 0, self.rows[np.maximum(rows, 0)], -1)
+
+    def scan(self, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        """Exact top-k by inner product among ``within`` (matrix rows), read in place where that is cheaper."""
+        if within is not None and within.count == 0:
+            return nothing(len(queries), k)
+        if within is None or within.count == len(self.matrix):
+            if self.flat is not None:
+                return search_flat(self.flat, queries, k)
+            return search_matrix(self.matrix, queries, k)
+        rows = within.rows()
+        if self.flat is not None and len(queries) < 4:
+            from faiss import IDSelectorArray, swig_ptr
+
+            selector = IDSelectorArray(len(rows), swig_ptr(rows))
+            return search_flat(self.flat, queries, min(k, len(rows)), selector=selector, width=k)
+        return search_gathered(self.matrix, queries, k, rows)
+
+
+class Part(Protocol):
+    """A frozen set of rows with ids, row keys, attributes and vector fields."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pks(self) -> Keys: ...
+
+    @property
+    def ties(self) -> Keys: ...
+
+    @property
+    def fields(self) -> dict[str, FieldPart]: ...
+
+    def ids(self, rows: Rows) -> list[PointId]: ...
+
+    def rows_of(self, pks: Keys) -> Rows:
+        """Rows of the keys that lie here, in any order."""
+        ...
+
+    def matching(self, expr: Expr, find_keys: FindKeys) -> Bitmap:
+        """Rows that pass the filter, dead ones included."""
+        ...
+
+    def facet(self, name: str, within: Bitmap) -> list[tuple[Any, int]]: ...
+
+    def types(self) -> dict[str, list[str]]: ...
+
+
+@dataclass(frozen=True)
+class LivePart:
+    """A part with its tombstones, as one view sees it."""
+
+    part: Part
+    dead: Bitmap
+
+    @property
+    def count(self) -> int:
+        """Live rows."""
+        return self.part.count - self.dead.count
+
+    @cached_property
+    def live(self) -> Bitmap | None:
+        """The rows that are alive; None when all are."""
+        return ~self.dead if self.dead.count else None
+
+    def passing(self, expr: Expr | None, find_keys: FindKeys) -> Bitmap | None:
+        """Live rows that pass the filter; None when that is every row."""
+        if expr is None:
+            return self.live
+        matched = self.part.matching(expr, find_keys)
+        return matched - self.dead if self.dead.count else matched
+
+
+class BitmapCache:
+    """Compiled filters of one immutable part by canonical key, bounded by bytes, least recently used out."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held: OrderedDict[str, Bitmap] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: str, make: Callable[[], Bitmap]) -> Bitmap:
+        with self._lock:
+            found = self._held.get(key)
+            if found is not None:
+                self._held.move_to_end(key)
+                return found
+        made = make()
+        with self._lock:
+            if key not in self._held:
+                self._held[key] = made
+                self._bytes += made.n // 8 + 256
+                while self._bytes > _CACHE_BYTES and len(self._held) > 1:
+                    _, dropped = self._held.popitem(last=False)
+                    self._bytes -= dropped.n // 8 + 256
+        return made

@@ -1,0 +1,202 @@
+"""Points to a finished segment directory: built under a temporary name, synced, checksummed, then published."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from nearfield_index.backends import backend
+from nearfield_index.backends.base import BuildParams, Space, Step
+from nearfield_index.backends.space import original
+from nearfield_index.points import Attributes, PointId
+from nearfield_index.schema import IndexKind, IndexSpec, Schema
+from nearfield_index.segments.ids import SegmentIds, tie_keys
+from nearfield_index.segments.partition import cluster
+from nearfield_index.storage.arrays import write_arrays
+from nearfield_index.storage.atomic import checksum_of, publish_directory, sync_file, write_file
+from nearfield_index.storage.columns import Columns
+from nearfield_index.storage.vectors import MappedVectors, write_vectors
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+FORMAT = 1
+TEMPORARY = ".building-"
+
+# A matrix this small is scanned faster than a graph is walked.
+_SCAN_BYTES = 8 * 1024 * 1024
+_LISTS_ROWS = 4_000_000
+
+
+@dataclass(frozen=True)
+class FieldRows:
+    """Vectors of one field in stored form: ``matrix[i]`` belongs to row ``rows[i]`` of the batch."""
+
+    rows: Rows
+    matrix: Floats
+
+
+@dataclass(frozen=True)
+class SegmentRows:
+    """What goes into a segment, row by row."""
+
+    pks: Rows
+    ids: Sequence[PointId]
+    attributes: Sequence[Attributes]
+    fields: dict[str, FieldRows]
+
+
+def pick_kind(spec: IndexSpec, rows: int, columns: int) -> IndexKind:
+    """What ``index.kind: auto`` means for a segment of this size."""
+    if spec.kind is not IndexKind.AUTO:
+        return spec.kind
+    if rows * columns * 4 <= _SCAN_BYTES:
+        return IndexKind.EXACT
+    return IndexKind.HNSW if rows <= _LISTS_ROWS else IndexKind.IVF
+
+
+def write_flat(directory: Path, rows: SegmentRows, schema: Schema, *, sequence: int) -> str:
+    """Write a flat segment (searched exactly) into ``directory``; returns its id."""
+    return _Writer(directory, schema, sequence).flat(rows)
+
+
+def write_indexed(
+    directory: Path, rows: SegmentRows, schema: Schema, *, sequence: int, threads: int, step: Step
+) -> str:
+    """Write an indexed segment: rows by cluster, one index per field; returns its id."""
+    return _Writer(directory, schema, sequence).indexed(rows, threads=threads, step=step)
+
+
+class _Writer:
+    def __init__(self, directory: Path, schema: Schema, sequence: int) -> None:
+        self.id = uuid.uuid4().hex
+        self._final = directory / self.id
+        self._path = directory / f"{TEMPORARY}{self.id}"
+        self._schema = schema
+        self._sequence = sequence
+        self._files: dict[str, dict[str, object]] = {}
+        self._fields: dict[str, dict[str, object]] = {}
+
+    def flat(self, rows: SegmentRows) -> str:
+        with self:
+            self._rows(rows, np.arange(len(rows.ids)))
+            for name, part in rows.fields.items():
+                self._matrix(name, part.matrix)
+                self._place(name, part.rows, len(rows.ids), {})
+                self._describe(name, part, IndexKind.EXACT)
+            self._finish(len(rows.ids), "flat")
+        return self.id
+
+    def indexed(self, rows: SegmentRows, *, threads: int, step: Step) -> str:
+        with self:
+            clusterings = {
+                name: cluster(part.matrix, self._schema.vectors[name].metric, threads=threads)
+                for name, part in rows.fields.items()
+            }
+            step(0.05)
+            order = self._row_order(rows, {n: c.order for n, c in clusterings.items()})
+            self._rows(rows, order)
+            place = np.argsort(order)
+            done = 0.05
+            total = sum(part.matrix.size for part in rows.fields.values()) or 1
+            for name, part in rows.fields.items():
+                share = 0.95 * part.matrix.size / total
+                clustering = clusterings[name]
+                at = place[part.rows[clustering.order]]
+                lists = {"offsets": clustering.lists.offsets, "centroids": clustering.lists.centroids}
+                self._place(name, at, len(rows.ids), lists)
+                self._matrix(name, part.matrix[clustering.order])
+                self._index(name, part, clustering.lists, threads, _share(step, done, share))
+                done += share
+            self._finish(len(rows.ids), "indexed")
+        return self.id
+
+    def __enter__(self) -> None:
+        self._path.mkdir(parents=True)
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+
+    def _row_order(self, rows: SegmentRows, orders: dict[str, Rows]) -> Rows:
+        """Segment rows follow the first field that is there; points without it come last."""
+        for name in self._schema.vectors:
+            if name in orders:
+                with_vector = rows.fields[name].rows[orders[name]]
+                rest = np.setdiff1d(np.arange(len(rows.ids)), with_vector)
+                return np.concatenate([with_vector, rest]).astype(np.int64)
+        return np.arange(len(rows.ids))
+
+    def _rows(self, rows: SegmentRows, order: Rows) -> None:
+        pks = rows.pks[order]
+        ids = [rows.ids[i] for i in order.tolist()]
+        by_key = np.argsort(pks, kind="stable")
+        arrays = {"pks": pks, "by_key": by_key, "sorted_pks": pks[by_key], "ties": tie_keys(ids)}
+        self._add("rows", write_arrays(self._path / "rows", arrays | SegmentIds.of(ids).arrays(), {}))
+        attributes = [rows.attributes[i] for i in order.tolist()]
+        declared = {name: str(kind) for name, kind in self._schema.attributes.items()}
+        columns = Columns.build(attributes, declared)
+        self._add("attributes", write_arrays(self._path / "attributes", columns.arrays(), columns.meta()))
+
+    def _place(self, name: str, rows: Rows, count: int, arrays: dict[str, Any]) -> None:
+        """Where the field's matrix rows lie in the segment, left out where both are the same."""
+        if len(rows) != count or not np.array_equal(rows, np.arange(count)):
+            arrays = arrays | {"rows": rows}
+        if arrays:
+            self._add(f"lists-{name}", write_arrays(self._path / f"lists-{name}", arrays, {}))
+
+    def _matrix(self, name: str, matrix: Floats) -> None:
+        self._add(f"vectors-{name}", write_vectors(self._path / f"vectors-{name}", matrix))
+
+    def _index(self, name: str, part: FieldRows, lists: Any, threads: int, step: Step) -> None:
+        kind = pick_kind(self._schema.index, *part.matrix.shape)
+        params = BuildParams(self._schema.index.m, self._schema.index.ef_construction)
+        vectors = MappedVectors.open(self._path / f"vectors-{name}")
+        space = Space(self._schema.vectors[name].metric, vectors, lists)
+        path = self._path / f"graph-{name}"
+        backend(str(kind)).build(path, space, params, threads=threads, step=step)
+        if path.exists():
+            sync_file(path)
+            self._add(path.name, (path.stat().st_size, checksum_of(path)))
+        self._describe(name, part, kind)
+
+    def _describe(self, name: str, part: FieldRows, kind: IndexKind) -> None:
+        metric = self._schema.vectors[name].metric
+        vectors = original(part.matrix, metric)
+        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+        self._fields[name] = {
+            "rows": len(part.matrix),
+            "columns": part.matrix.shape[1],
+            "metric": str(metric),
+            "kind": str(kind),
+            "m": self._schema.index.m,
+            "ef_construction": self._schema.index.ef_construction,
+            "longest": float(np.sqrt(squares.max())) if len(squares) else 0.0,
+        }
+
+    def _add(self, name: str, written: tuple[int, str]) -> None:
+        self._files[name] = {"bytes": written[0], "xxh3": written[1]}
+
+    def _finish(self, count: int, state: str) -> None:
+        head = {
+            "format": FORMAT,
+            "id": self.id,
+            "state": state,
+            "count": count,
+            "sequence": self._sequence,
+            "fields": self._fields,
+            "files": self._files,
+        }
+        write_file(self._path / "segment.json", [orjson.dumps(head, option=orjson.OPT_INDENT_2)])
+        publish_directory(self._path, self._final)
+
+
+def _share(step: Step, start: float, share: float) -> Step:
+    return lambda done: step(start + share * done)

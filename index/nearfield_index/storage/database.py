@@ -1,0 +1,108 @@
+"""Connections to the row store's SQLite file: version floor, checksummed pages, durable commits, error names."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import apsw
+import apsw.sqlite_extra
+
+from nearfield_index.errors import Corrupt, NearfieldError, OutOfSpace, StorageFailed
+
+# Below it, two connections can lose pages when the log is reset (fixed in SQLite 3.51.3).
+_OLDEST_SQLITE = (3, 51, 3)
+
+_PAGE_BYTES = 8192
+_READERS = 8
+_READ_TIMEOUT_S = 5
+
+
+def _register_checksums() -> None:
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    if version < _OLDEST_SQLITE:
+        raise StorageFailed(f"SQLite {apsw.sqlite_lib_version()} can lose data; 3.51.3 or newer is needed (apsw)")
+    if "cksmvfs" not in apsw.vfs_names():
+        apsw.sqlite_extra.load(apsw.Connection(":memory:"), "cksumvfs")
+
+
+def _connect(path: Path, flags: int) -> apsw.Connection:
+    connection = apsw.Connection(f"file:{quote(str(path))}?vfs=cksmvfs", flags=flags | apsw.SQLITE_OPEN_URI)
+    connection.set_busy_timeout(_READ_TIMEOUT_S * 1000)
+    return connection
+
+
+def open_writer(path: Path, *, create: bool = False) -> apsw.Connection:
+    """The one writing connection. A new file gets 8 KB pages with checksums."""
+    _register_checksums()
+    flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
+    connection = _connect(path, flags)
+    if create:
+        connection.reserve_bytes(reserve=8)
+        connection.pragma("page_size", _PAGE_BYTES)
+    connection.pragma("journal_mode", "wal")
+    connection.pragma("synchronous", "full")
+    # The automatic checkpoint swallows fsync errors: we call it ourselves.
+    connection.pragma("wal_autocheckpoint", 0)
+    connection.pragma("trusted_schema", "off")
+    connection.pragma("cache_size", -16_384)
+    # A new file has no checksums before its first page; it is opened again before use. The answer is text.
+    if not create and str(connection.pragma("checksum_verification")) != "1":
+        raise StorageFailed("the row store is open without page checksums")
+    return connection
+
+
+class Readers:
+    """A bounded pool of read-only connections; a read takes one for the length of a statement."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: queue.LifoQueue[apsw.Connection | None] = queue.LifoQueue()
+        for _ in range(_READERS):
+            self._idle.put(None)
+
+    @contextmanager
+    def take(self) -> Iterator[apsw.Connection]:
+        """A connection nobody else uses meanwhile."""
+        connection = self._idle.get()
+        try:
+            if connection is None:
+                connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
+                connection.pragma("query_only", "on")
+                connection.pragma("trusted_schema", "off")
+                connection.pragma("cache_size", -1_024)
+            with named_errors("reading"):
+                yield connection
+        finally:
+            self._idle.put(connection)
+
+    def close(self) -> None:
+        """Close every connection; waits for those in use."""
+        for _ in range(_READERS):
+            connection = self._idle.get()
+            if connection is not None:
+                connection.close()
+
+
+@contextmanager
+def named_errors(doing: str) -> Iterator[None]:
+    """Turn SQLite's errors into the engine's."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise translate(error, doing) from error
+
+
+def translate(error: apsw.Error, doing: str) -> NearfieldError:
+    """The engine's error for one of SQLite's."""
+    if isinstance(error, apsw.FullError):
+        return OutOfSpace(f"the disk is full ({doing})", hint="free space, or delete points")
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)) or "CORRUPT" in str(error).upper():
+        return Corrupt(f"the row store is damaged ({doing})", hint="run: nearfield doctor")
+    extended = getattr(error, "extendedresult", 0)
+    if extended == apsw.SQLITE_IOERR_DATA:
+        return Corrupt(f"a page of the row store fails its checksum ({doing})", hint="run: nearfield doctor")
+    return StorageFailed(f"the row store refused an operation ({doing}): {error}")

@@ -1,0 +1,396 @@
+"""The row store: the durable truth of a collection, in one SQLite file.
+
+One counter, the *sequence*, numbers every birth and every death. A point's row key (``pk``) is the sequence number
+of its birth, so row keys are never reused and the store is one ordered change feed: births are points with a key
+above a number, deaths are kept until every segment knows them. Vectors stand in one table per field under a key
+of their own, which a patch of attributes keeps, so that no patch rewrites a vector.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+import orjson
+import xxhash
+
+from nearfield_index.errors import Corrupt, ReadOnly
+from nearfield_index.points import PointId, Points
+from nearfield_index.storage.atomic import sync_directory
+from nearfield_index.storage.database import Readers, named_errors, open_writer, translate
+
+Keys = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+FORMAT = 1
+_CHECKPOINT_BYTES = 32 * 1024 * 1024
+_WITNESS = struct.Struct("<QQ")
+
+_SCHEMA = """
+CREATE TABLE meta (k TEXT PRIMARY KEY, v NOT NULL) WITHOUT ROWID;
+CREATE TABLE point (
+    pk INTEGER PRIMARY KEY, id NOT NULL UNIQUE, vkey INTEGER NOT NULL, attrs BLOB NOT NULL, body TEXT,
+    crc INTEGER NOT NULL
+);
+CREATE TABLE death (seq INTEGER PRIMARY KEY, pk INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class StoredPoint:
+    """What the store holds of a point beside its vectors; ``vkey`` is the key of its vectors."""
+
+    pk: int
+    id: PointId
+    vkey: int
+    attributes: bytes
+    text: str | None
+
+
+@dataclass
+class Change:
+    """What one transaction did: points born (aligned keys) and keys that died, in feed order."""
+
+    born: list[tuple[Keys, Points]] = field(default_factory=list)
+    dead: list[int] = field(default_factory=list)
+
+
+def _crc(pk: int, point_id: PointId, vkey: int, attributes: bytes, text: str | None) -> int:
+    head = f"{pk}\0{type(point_id).__name__}\0{point_id}\0{vkey}\0".encode()
+    tail = b"" if text is None else b"\1" + text.encode()
+    return xxhash.xxh3_64_intdigest(head + attributes + tail) >> 1  # SQLite integers are signed
+
+
+def _vector_crc(vkey: int, raw: bytes | memoryview) -> int:
+    return xxhash.xxh3_64_intdigest(raw, seed=vkey) >> 1
+
+
+class RowStore:
+    """One collection's rows. Writes come from one caller at a time; reads from any thread."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the store in ``directory``. Raises :class:`Corrupt` when acknowledged commits are missing."""
+        self._path = directory / "rows.db"
+        self._witness_path = directory / "commit.wit"
+        with named_errors("opening"):
+            self._writer = open_writer(self._path)
+            meta = dict(self._writer.execute("SELECT k, v FROM meta"))
+        if meta.get("format") != FORMAT:
+            raise Corrupt(f"the row store has format {meta.get('format')}, this version reads {FORMAT}")
+        self._commits: int = meta["commits"]
+        self._check_witness()
+        self._witness = os.open(self._witness_path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._sequence: int = meta["sequence"]
+        self._fields: dict[str, int] = orjson.loads(meta["fields"])
+        self._readers = Readers(self._path)
+        self._failed: str | None = None
+
+    @classmethod
+    def create(cls, directory: Path, *, name: str, schema: dict[str, Any]) -> RowStore:
+        """Make the store of a new collection in an existing, empty directory."""
+        with named_errors("creating"):
+            writer = open_writer(directory / "rows.db", create=True)
+            with writer:
+                writer.execute(_SCHEMA)
+                fields = {field_name: number for number, field_name in enumerate(schema["vectors"])}
+                for number in fields.values():
+                    _create_vectors(writer, number)
+                entries = {
+                    "format": FORMAT,
+                    "name": name,
+                    "schema": orjson.dumps(schema).decode(),
+                    "fields": orjson.dumps(fields).decode(),
+                    "sequence": 0,
+                    "commits": 0,
+                }
+                writer.executemany("INSERT INTO meta VALUES (?, ?)", entries.items())
+            writer.close()
+        sync_directory(directory)
+        return cls(directory)
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def sequence(self) -> int:
+        """The number of the last committed change."""
+        return self._sequence
+
+    @property
+    def failed(self) -> str | None:
+        """Why the store takes no more writes, or None."""
+        return self._failed
+
+    def meta(self, key: str) -> Any:
+        """A stored setting (``name``, ``schema``)."""
+        with self._readers.take() as connection:
+            return connection.execute("SELECT v FROM meta WHERE k = ?", (key,)).get
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk: the file and its log."""
+        return sum(p.stat().st_size for p in self._path.parent.glob("rows.db*"))
+
+    def close(self) -> None:
+        """Checkpoint and close; the next open has nothing to replay."""
+        self._readers.close()
+        if self._failed is None:
+            self.checkpoint(truncate=True)
+        self._writer.close()
+        os.close(self._witness)
+
+    # ------------------------------------------------------------------ writes
+
+    @contextmanager
+    def transaction(self) -> Iterator[Change]:
+        """One durable transaction: on leaving, everything done inside is on disk or nothing is.
+
+        After a storage fault the store takes no more writes until it is opened again: whether the transaction
+        happened is unknown, and a disk that failed once must not be asked again and believed.
+        """
+        if self._failed is not None:
+            raise ReadOnly(f"the collection takes no writes since a storage fault: {self._failed}")
+        before = self._sequence
+        change = Change()
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            yield change
+            self._commits += 1
+            entries = (("sequence", self._sequence), ("commits", self._commits))
+            self._writer.executemany("UPDATE meta SET v = ?2 WHERE k = ?1", entries)
+            self._writer.execute("COMMIT")
+        except BaseException as error:
+            self._roll_back(error, before)
+            if isinstance(error, apsw.Error):
+                raise translate(error, "writing") from error
+            raise
+        os.pwrite(self._witness, _witness(self._commits), 0)
+
+    def _roll_back(self, error: BaseException, sequence: int) -> None:
+        committing = isinstance(error, apsw.Error) and not isinstance(error, apsw.FullError)
+        if committing:
+            self._failed = str(error)
+        if self._writer.in_transaction:
+            try:
+                self._writer.execute("ROLLBACK")
+            except apsw.Error as second:
+                self._failed = str(second)
+        self._sequence = sequence
+        row = self._writer.execute("SELECT v FROM meta WHERE k = 'commits'").get if not self._failed else None
+        if row is not None:
+            self._commits = row
+
+    def upsert(self, change: Change, points: Points) -> None:
+        """Write new versions of points with distinct ids; older versions die."""
+        self.kill(change, [(p.pk, p.vkey) for p in self._find(points.ids)])
+        keys = self._number(len(points))
+        self._insert(change, keys, keys, points)
+        for name, part in points.vectors.items():
+            table = self._fields[name]
+            vkeys = keys[part.rows].tolist()
+            raw = np.ascontiguousarray(part.matrix).view(np.uint8).reshape(-1).data
+            width = part.matrix.shape[1] * 4
+            blobs = (raw[i * width : (i + 1) * width] for i in range(len(vkeys)))
+            rows = ((k, blob, _vector_crc(k, blob)) for k, blob in zip(vkeys, blobs, strict=True))
+            self._writer.executemany(f"INSERT INTO vec_{table} VALUES (?, ?, ?)", rows)
+
+    def patch(self, change: Change, old: Sequence[StoredPoint], points: Points) -> None:
+        """Write new versions ``points`` of the rows ``old`` that keep their stored vectors."""
+        self._kill_points(change, [p.pk for p in old])
+        keys = self._number(len(points))
+        self._insert(change, keys, np.array([p.vkey for p in old], dtype=np.int64), points)
+
+    def kill(self, change: Change, rows: Sequence[tuple[int, int]]) -> None:
+        """Delete points given as (pk, vkey), with their vectors."""
+        if not rows:
+            return
+        self._kill_points(change, [pk for pk, _ in rows])
+        for table in self._fields.values():
+            self._writer.executemany(f"DELETE FROM vec_{table} WHERE vkey = ?", ((vkey,) for _, vkey in rows))
+
+    def _kill_points(self, change: Change, pks: Sequence[int]) -> None:
+        self._writer.executemany("DELETE FROM point WHERE pk = ?", ((pk,) for pk in pks))
+        numbers = self._number(len(pks)).tolist()
+        self._writer.executemany("INSERT INTO death VALUES (?, ?)", zip(numbers, pks, strict=True))
+        change.dead.extend(pks)
+
+    def _insert(self, change: Change, keys: Keys, vkeys: Keys, points: Points) -> None:
+        rows = (
+            (pk, point_id, vkey, attributes, text, _crc(pk, point_id, vkey, attributes, text))
+            for pk, vkey, point_id, attributes, text in zip(
+                keys.tolist(), vkeys.tolist(), points.ids, points.encoded, points.text, strict=True
+            )
+        )
+        self._writer.executemany("INSERT INTO point VALUES (?, ?, ?, ?, ?, ?)", rows)
+        change.born.append((keys, points))
+
+    def _number(self, count: int) -> Keys:
+        first = self._sequence + 1
+        self._sequence += count
+        return np.arange(first, first + count, dtype=np.int64)
+
+    def _find(self, ids: Iterable[PointId]) -> list[StoredPoint]:
+        return _points(self._writer, "id", ids)
+
+    def find_for_write(self, ids: Iterable[PointId]) -> list[StoredPoint]:
+        """The stored points of these ids as the open transaction sees them."""
+        return self._find(ids)
+
+    def keys_for_write(self, pks: Iterable[int]) -> list[StoredPoint]:
+        """The stored points of these row keys as the open transaction sees them."""
+        return _points(self._writer, "pk", pks)
+
+    def set_schema(self, schema: dict[str, Any]) -> None:
+        """Store a changed schema, with tables for its new vector fields."""
+        added = {n: i for i, n in enumerate(f for f in schema["vectors"] if f not in self._fields)}
+        fields = self._fields | {n: len(self._fields) + i for n, i in added.items()}
+        with self.transaction():
+            for name in added:
+                _create_vectors(self._writer, fields[name])
+            entries = {"schema": orjson.dumps(schema).decode(), "fields": orjson.dumps(fields).decode()}
+            self._writer.executemany("UPDATE meta SET v = ?2 WHERE k = ?1", entries.items())
+        self._fields = fields
+
+    def forget_deaths(self, upto: int) -> None:
+        """Drop feed entries that every published segment already knows."""
+        with self.transaction():
+            self._writer.execute("DELETE FROM death WHERE seq <= ?", (upto,))
+
+    def checkpoint(self, *, truncate: bool = False) -> None:
+        """Move the log into the file. An error here makes the store read-only: the log may be the only copy."""
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
+        try:
+            self._writer.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return
+        except apsw.FullError as error:
+            raise translate(error, "checkpoint") from error
+        except apsw.Error as error:
+            self._failed = f"checkpoint: {error}"
+            raise translate(error, "checkpoint") from error
+
+    @property
+    def log_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        try:
+            return self._path.with_name("rows.db-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def checkpoint_if_due(self) -> None:
+        """Checkpoint once the log has grown; called between transactions."""
+        if self.log_bytes > _CHECKPOINT_BYTES:
+            self.checkpoint()
+
+    # ------------------------------------------------------------------ reads
+
+    def find(self, ids: Iterable[PointId]) -> list[StoredPoint]:
+        """The stored points of these ids, missing ones left out, in the order asked."""
+        with self._readers.take() as connection:
+            return _points(connection, "id", ids)
+
+    def fetch(self, pks: Iterable[int]) -> list[StoredPoint]:
+        """The stored points of these row keys, dead ones left out, in the order asked."""
+        with self._readers.take() as connection:
+            return _points(connection, "pk", pks)
+
+    def count(self) -> int:
+        """Number of live points."""
+        with self._readers.take() as connection:
+            return int(connection.execute("SELECT count(*) FROM point").get)
+
+    def keys(self, *, after: int = 0, upto: int | None = None, limit: int = -1) -> Keys:
+        """Row keys of live points with ``after < pk <= upto``, ascending."""
+        bound = self._sequence if upto is None else upto
+        sql = "SELECT pk FROM point WHERE pk > ? AND pk <= ? ORDER BY pk LIMIT ?"
+        with self._readers.take() as connection:
+            return np.fromiter((pk for (pk,) in connection.execute(sql, (after, bound, limit))), dtype=np.int64)
+
+    def deaths(self, *, after: int) -> Keys:
+        """Row keys that died after a sequence number, in feed order."""
+        with self._readers.take() as connection:
+            rows = connection.execute("SELECT pk FROM death WHERE seq > ? ORDER BY seq", (after,))
+            return np.fromiter((pk for (pk,) in rows), dtype=np.int64)
+
+    def vectors(self, name: str, vkeys: Sequence[int], dim: int) -> tuple[Keys, Floats]:
+        """The vectors of a field: (positions into ``vkeys`` that have one, ``(m, dim)`` matrix).
+
+        Raises :class:`Corrupt` when a vector fails its checksum.
+        """
+        sql = f"SELECT vkey, v, crc FROM vec_{self._fields[name]} WHERE vkey = ?"
+        place = {vkey: position for position, vkey in enumerate(vkeys)}
+        positions: list[int] = []
+        blobs: list[bytes] = []
+        with self._readers.take() as connection:
+            for vkey, blob, crc in connection.executemany(sql, ((k,) for k in vkeys)):
+                if _vector_crc(vkey, blob) != crc or len(blob) != dim * 4:
+                    raise Corrupt(f"the stored vector of row {vkey} fails its checksum", hint="upsert it again")
+                positions.append(place[vkey])
+                blobs.append(blob)
+        matrix = np.frombuffer(b"".join(blobs), dtype="<f4").reshape(len(blobs), dim)
+        return np.array(positions, dtype=np.int64), matrix
+
+    def damaged(self) -> list[str]:
+        """Check every page and every row; returns what is wrong, in words."""
+        found: list[str] = []
+        with self._readers.take() as connection:
+            try:
+                found += [row[0] for row in connection.execute("PRAGMA quick_check") if row[0] != "ok"]
+                for row in connection.execute("SELECT pk, id, vkey, attrs, body, crc FROM point"):
+                    if _crc(*row[:5]) != row[5]:
+                        found.append(f"row {row[0]}: attributes fail their checksum")
+                for name, table in self._fields.items():
+                    for vkey, blob, crc in connection.execute(f"SELECT vkey, v, crc FROM vec_{table}"):
+                        if _vector_crc(vkey, blob) != crc:
+                            found.append(f"vector {vkey} of {name}: fails its checksum")
+            except apsw.Error as error:
+                found.append(str(translate(error, "checking")))
+        return found
+
+    # ------------------------------------------------------------------ witness
+
+    def _check_witness(self) -> None:
+        """A log damaged in its middle loses acknowledged commits without a word; the witness notices."""
+        try:
+            raw = self._witness_path.read_bytes()
+        except FileNotFoundError:
+            return
+        if len(raw) != _WITNESS.size or _witness(_WITNESS.unpack(raw)[0]) != raw:
+            return  # torn by a crash: it is written without a sync, so it proves nothing
+        seen = _WITNESS.unpack(raw)[0]
+        if seen > self._commits:
+            self._writer.close()
+            raise Corrupt(
+                f"{seen - self._commits} acknowledged commits are missing from the row store's log",
+                code="commits_missing",
+                hint="restore a snapshot, or accept the loss: nearfield doctor --repair",
+            )
+
+
+def _witness(commits: int) -> bytes:
+    return _WITNESS.pack(commits, xxhash.xxh3_64_intdigest(commits.to_bytes(8, "little")))
+
+
+def accept_loss(directory: Path) -> None:
+    """Forget the witness of missing commits, so that the store opens with what is left."""
+    (directory / "commit.wit").unlink(missing_ok=True)
+
+
+def _create_vectors(writer: apsw.Connection, number: int) -> None:
+    writer.execute(f"CREATE TABLE vec_{number} (vkey INTEGER PRIMARY KEY, v BLOB NOT NULL, crc INTEGER NOT NULL)")
+
+
+def _points(connection: apsw.Connection, column: str, values: Iterable[PointId]) -> list[StoredPoint]:
+    sql = f"SELECT pk, id, vkey, attrs, body, crc FROM point WHERE {column} = ?"
+    found = []
+    for pk, point_id, vkey, attributes, text, crc in connection.executemany(sql, ((v,) for v in values)):
+        if _crc(pk, point_id, vkey, attributes, text) != crc:
+            raise Corrupt(f"row {pk} of the row store fails its checksum", hint="upsert it again")
+        found.append(StoredPoint(pk, point_id, vkey, attributes, text))
+    return found
