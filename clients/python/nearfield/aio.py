@@ -1,0 +1,313 @@
+"""The awaited client: the calls of ``nearfield.client``, name by name, over any transport."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from nearfield import bulk, errors, operations, points
+from nearfield.client import done_or_raise, pauses
+from nearfield.http import AsyncHttpTransport, HttpOptions
+from nearfield.operations import Operation, Select, Where
+from nearfield.progress import Progress, ProgressOption
+from nearfield.results import FacetValue, Job, Point, UpsertResult
+from nearfield.transport import AsyncTransport
+
+T = TypeVar("T")
+
+
+async def connect(url: str, **options: Any) -> AsyncClient:
+    """Return a client of the server at ``url``; options as for ``nearfield.connect``. Nothing is sent yet."""
+    return AsyncClient(AsyncHttpTransport(HttpOptions.of(url, **options)))
+
+
+async def open(path: str | os.PathLike[str]) -> AsyncClient:
+    """Return a client of the engine in this process, whose calls run in threads. See ``nearfield.open``."""
+    from nearfield.local import AsyncLocalTransport, LocalTransport
+
+    return AsyncClient(AsyncLocalTransport(await asyncio.to_thread(LocalTransport, path)))
+
+
+class AsyncClient:
+    """A server, or an engine in this process. Made by ``nearfield.aio.connect`` and ``nearfield.aio.open``.
+
+    An async context manager. Every call raises subclasses of ``nearfield.Error``.
+    """
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(
+        self,
+        name: str,
+        *,
+        dim: int | None = None,
+        metric: str = "cosine",
+        vectors: Mapping[str, Mapping[str, Any]] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        index: Mapping[str, Any] | None = None,
+        exist_ok: bool = True,
+    ) -> AsyncCollection:
+        """Create a collection, or return it where the same stands already (with ``exist_ok``).
+
+        ``dim`` and ``metric`` (``cosine``, ``dot``, ``l2``) describe the one field ``vector``; ``vectors``
+        several: ``{"image": {"dim": 512, "metric": "dot"}}``. Raises Conflict for another schema.
+        """
+        reply = await self.run(
+            operations.create(
+                name,
+                dim=dim,
+                metric=metric,
+                vectors=vectors,
+                attributes=attributes,
+                index=index,
+                exist_ok=exist_ok,
+            )
+        )
+        if not (exist_ok or reply.get("created", True)):
+            raise errors.Conflict("the collection exists already", field="name", status=409)
+        return AsyncCollection(self, name)
+
+    def collection(self, name: str) -> AsyncCollection:
+        """Return a handle; nothing is sent, so an unknown name shows at the first call."""
+        return AsyncCollection(self, name)
+
+    async def collections(self) -> list[AsyncCollection]:
+        """Return a handle of every collection."""
+        return [AsyncCollection(self, each["name"]) for each in await self.run(operations.list_collections())]
+
+    async def drop(self, name: str) -> bool:
+        """Delete a collection and everything in it."""
+        return await self.run(operations.drop(name))
+
+    async def info(self) -> dict[str, Any]:
+        """Return version, limits and features."""
+        return await self.run(operations.info())
+
+    async def jobs(self) -> list[Job]:
+        return await self.run(operations.list_jobs())
+
+    async def job(self, job_id: str) -> Job:
+        return await self.run(operations.get_job(job_id))
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Cancel a job."""
+        return await self.run(operations.cancel_job(job.id if isinstance(job, Job) else job))
+
+    async def wait(
+        self, job: Job | str, *, timeout: float | None = None, progress: ProgressOption = None
+    ) -> Job:
+        """Wait until a job is done and return it.
+
+        Raises JobFailed if it failed or was cancelled, DeadlineExceeded after ``timeout`` seconds (the job
+        goes on).
+        """
+        job_id = job.id if isinstance(job, Job) else job
+        ends = None if timeout is None else time.monotonic() + timeout
+        with Progress(1.0, progress, "waiting for the job") as bar:
+            for pause in pauses():
+                state = await self.job(job_id)
+                bar.update(state.progress)
+                if state.finished:
+                    return done_or_raise(state)
+                if ends is not None and time.monotonic() + pause > ends:
+                    raise errors.DeadlineExceeded(f"the job is {state.state} after {timeout} seconds")
+                await asyncio.sleep(pause)
+        raise RuntimeError("unreachable")
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Carry out any operation of ``nearfield.operations``."""
+        return await self._transport.run(operation)
+
+    async def close(self) -> None:
+        """Release connections or the data directory; closing twice is harmless."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __getitem__(self, name: str) -> AsyncCollection:
+        return AsyncCollection(self, name)
+
+    def __repr__(self) -> str:
+        return f"nearfield.AsyncClient({self._transport.name!r})"
+
+
+class AsyncCollection:
+    """A handle of one collection."""
+
+    def __init__(self, client: AsyncClient, name: str) -> None:
+        self.client = client
+        self.name = name
+        self._transport = client._transport
+
+    async def upsert(
+        self,
+        ids: Any = None,
+        vectors: Any = None,
+        *,
+        attributes: Any = None,
+        text: Any = None,
+        rows: Any = None,
+        id: str = "id",
+        vector: str = points.DEFAULT_FIELD,
+        mode: str = "upsert",
+        progress: ProgressOption = None,
+    ) -> UpsertResult:
+        """Write points, of any number; an id that exists is replaced as a whole.
+
+        Columns: ``upsert(ids, X, attributes={"price": prices})`` with X of shape (n, d), or
+        ``vectors={field: X}``.
+        Rows: ``upsert(rows=[{"id": 1, "vector": v, "price": 3}])``, or an Arrow table or data frame whose
+        columns ``id=`` and ``vector=`` name. Without ids, random ones are made (and returned).
+        """
+        batch = points.gather(ids, vectors, attributes=attributes, text=text, rows=rows, id=id, vector=vector)
+        result = await bulk.write_async(self._transport, self.name, batch, mode=mode, progress=progress)
+        return points.with_made_ids(result, batch, made=ids is None and rows is None)
+
+    async def insert(self, ids: Any = None, vectors: Any = None, **options: Any) -> UpsertResult:
+        """Like upsert, but leaves ids that exist alone; ``outcomes`` tells, id by id."""
+        return await self.upsert(ids, vectors, mode="insert", **options)
+
+    async def update(self, ids: Any = None, vectors: Any = None, **options: Any) -> UpsertResult:
+        """Like upsert, but leaves ids that do not exist alone; ``outcomes`` tells, id by id."""
+        return await self.upsert(ids, vectors, mode="update", **options)
+
+    async def patch(
+        self,
+        *,
+        ids: Any = None,
+        where: Where = None,
+        set: Mapping[str, Any] | None = None,
+        unset: Sequence[str] | None = None,
+    ) -> int:
+        """Change attributes of points chosen by id or filter; returns how many points."""
+        return await self.run(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+
+    async def delete(self, *, ids: Any = None, where: Where = None, dry_run: bool = False) -> int:
+        """Delete points by id or filter; returns how many. Unknown ids are no error."""
+        return await self.run(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
+
+    async def get(self, ids: Any, *, select: Select = True, with_: Iterable[str] = ()) -> list[Point]:
+        """Return these points; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
+        return await self.run(operations.get(self.name, ids, select=select, with_=with_))
+
+    async def count(self, where: Where = None) -> int:
+        return await self.run(operations.count(self.name, where=where))
+
+    async def scan(
+        self,
+        where: Where = None,
+        *,
+        limit: int | None = None,
+        page: int = 1000,
+        select: Select = True,
+        with_: Iterable[str] = (),
+    ) -> AsyncIterator[Point]:
+        """Iterate over all points (at most ``limit``), fetching ``page`` at a time."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            size = page if left is None else min(page, left)
+            reply = await self.run(
+                operations.scan(self.name, where=where, limit=size, cursor=cursor, select=select, with_=with_)
+            )
+            for point in reply.points:
+                yield point
+            cursor, left = reply.next_cursor, None if left is None else left - len(reply.points)
+            if cursor is None:
+                return
+
+    async def facet(self, field: str, *, where: Where = None, limit: int | None = None) -> list[FacetValue]:
+        """Return the values of an attribute with how many points hold each, most frequent first."""
+        return await self.run(operations.facet(self.name, field, where=where, limit=limit))
+
+    async def query(
+        self,
+        q: Any = None,
+        k: int = 10,
+        *,
+        ids: Any = None,
+        where: Where = None,
+        wheres: Sequence[Where] | None = None,
+        field: str | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        offset: int = 0,
+        select: Select = True,
+        with_: Iterable[str] = (),
+        min_score: float | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+        explain: bool = False,
+    ) -> Any:
+        """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
+
+        ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
+        top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
+        ``plans``.
+        """
+        return await self.run(
+            operations.query(
+                self.name,
+                q,
+                k,
+                ids=ids,
+                where=where,
+                wheres=wheres,
+                field=field,
+                recall=recall,
+                exact=exact,
+                offset=offset,
+                select=select,
+                with_=with_,
+                min_score=min_score,
+                after=after,
+                timeout_ms=timeout_ms,
+                explain=explain,
+            )
+        )
+
+    async def describe(self) -> dict[str, Any]:
+        """Return schema, counts, segments, bytes and state."""
+        return await self.run(operations.describe(self.name))
+
+    async def alter(
+        self,
+        *,
+        vectors: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        index: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any] | Job:
+        """Add a vector field or attribute, or change the index (then a Job is returned)."""
+        return await self.run(
+            operations.alter(self.name, vectors=vectors, attributes=attributes, index=index)
+        )
+
+    async def optimize(
+        self,
+        queries: Any = None,
+        *,
+        wait: bool = True,
+        timeout: float | None = None,
+        progress: ProgressOption = None,
+    ) -> Job:
+        """Index everything written so far and calibrate recall, on ``queries`` (n, d) if given."""
+        job = await self.run(operations.optimize(self.name, queries=queries))
+        return await self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    async def quality(self) -> dict[str, Any]:
+        """Return measured recall and other properties of the collection."""
+        return await self.run(operations.quality(self.name))
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Carry out an operation."""
+        return await self.client.run(operation)
+
+    def __repr__(self) -> str:
+        return f"nearfield.AsyncCollection({self.name!r})"

@@ -1,0 +1,335 @@
+"""The blocking client: one method per call, over any transport."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from nearfield import bulk, errors, operations, points
+from nearfield.operations import Operation, Select, Where
+from nearfield.progress import Progress, ProgressOption
+from nearfield.results import FacetValue, Job, Point, UpsertResult
+from nearfield.transport import Transport
+
+T = TypeVar("T")
+
+
+class Client:
+    """A server, or an engine in this process. Made by ``nearfield.connect`` and ``nearfield.open``.
+
+    A context manager; safe to share between threads. Every call raises subclasses of ``nearfield.Error``.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def create(
+        self,
+        name: str,
+        *,
+        dim: int | None = None,
+        metric: str = "cosine",
+        vectors: Mapping[str, Mapping[str, Any]] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        index: Mapping[str, Any] | None = None,
+        exist_ok: bool = True,
+    ) -> Collection:
+        """Create a collection, or return it where the same stands already (with ``exist_ok``).
+
+        ``dim`` and ``metric`` (``cosine``, ``dot``, ``l2``) describe the one field ``vector``; ``vectors``
+        several: ``{"image": {"dim": 512, "metric": "dot"}}``. Raises Conflict for another schema.
+        """
+        reply = self.run(
+            operations.create(
+                name,
+                dim=dim,
+                metric=metric,
+                vectors=vectors,
+                attributes=attributes,
+                index=index,
+                exist_ok=exist_ok,
+            )
+        )
+        if not (exist_ok or reply.get("created", True)):
+            raise errors.Conflict("the collection exists already", field="name", status=409)
+        return Collection(self, name)
+
+    def collection(self, name: str) -> Collection:
+        """Return a handle; nothing is sent, so an unknown name shows at the first call."""
+        return Collection(self, name)
+
+    def collections(self) -> list[Collection]:
+        """Return a handle of every collection."""
+        return [Collection(self, each["name"]) for each in self.run(operations.list_collections())]
+
+    def drop(self, name: str) -> bool:
+        """Delete a collection and everything in it."""
+        return self.run(operations.drop(name))
+
+    def info(self) -> dict[str, Any]:
+        """Return version, limits and features."""
+        return self.run(operations.info())
+
+    def jobs(self) -> list[Job]:
+        return self.run(operations.list_jobs())
+
+    def job(self, job_id: str) -> Job:
+        return self.run(operations.get_job(job_id))
+
+    def cancel(self, job: Job | str) -> Job:
+        """Cancel a job."""
+        return self.run(operations.cancel_job(job.id if isinstance(job, Job) else job))
+
+    def wait(self, job: Job | str, *, timeout: float | None = None, progress: ProgressOption = None) -> Job:
+        """Wait until a job is done and return it.
+
+        Raises JobFailed if it failed or was cancelled, DeadlineExceeded after ``timeout`` seconds (the job
+        goes on).
+        """
+        job_id = job.id if isinstance(job, Job) else job
+        ends = None if timeout is None else time.monotonic() + timeout
+        with Progress(1.0, progress, "waiting for the job") as bar:
+            for pause in pauses():
+                state = self.job(job_id)
+                bar.update(state.progress)
+                if state.finished:
+                    return done_or_raise(state)
+                if ends is not None and time.monotonic() + pause > ends:
+                    raise errors.DeadlineExceeded(f"the job is {state.state} after {timeout} seconds")
+                time.sleep(pause)
+        raise RuntimeError("unreachable")
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry out any operation of ``nearfield.operations``."""
+        return self._transport.run(operation)
+
+    def close(self) -> None:
+        """Release connections or the data directory; closing twice is harmless."""
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __getitem__(self, name: str) -> Collection:
+        return Collection(self, name)
+
+    def __repr__(self) -> str:
+        return f"nearfield.Client({self._transport.name!r})"
+
+
+class Collection:
+    """A handle of one collection."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client = client
+        self.name = name
+        self._transport = client._transport
+
+    def upsert(
+        self,
+        ids: Any = None,
+        vectors: Any = None,
+        *,
+        attributes: Any = None,
+        text: Any = None,
+        rows: Any = None,
+        id: str = "id",
+        vector: str = points.DEFAULT_FIELD,
+        mode: str = "upsert",
+        progress: ProgressOption = None,
+    ) -> UpsertResult:
+        """Write points, of any number; an id that exists is replaced as a whole.
+
+        Columns: ``upsert(ids, X, attributes={"price": prices})`` with X of shape (n, d), or
+        ``vectors={field: X}``.
+        Rows: ``upsert(rows=[{"id": 1, "vector": v, "price": 3}])``, or an Arrow table or data frame whose
+        columns ``id=`` and ``vector=`` name. Without ids, random ones are made (and returned).
+        """
+        batch = points.gather(ids, vectors, attributes=attributes, text=text, rows=rows, id=id, vector=vector)
+        result = bulk.write(self._transport, self.name, batch, mode=mode, progress=progress)
+        return points.with_made_ids(result, batch, made=ids is None and rows is None)
+
+    def insert(self, ids: Any = None, vectors: Any = None, **options: Any) -> UpsertResult:
+        """Like upsert, but leaves ids that exist alone; ``outcomes`` tells, id by id."""
+        return self.upsert(ids, vectors, mode="insert", **options)
+
+    def update(self, ids: Any = None, vectors: Any = None, **options: Any) -> UpsertResult:
+        """Like upsert, but leaves ids that do not exist alone; ``outcomes`` tells, id by id."""
+        return self.upsert(ids, vectors, mode="update", **options)
+
+    def patch(
+        self,
+        *,
+        ids: Any = None,
+        where: Where = None,
+        set: Mapping[str, Any] | None = None,
+        unset: Sequence[str] | None = None,
+    ) -> int:
+        """Change attributes of points chosen by id or filter; returns how many points."""
+        return self.run(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+
+    def delete(self, *, ids: Any = None, where: Where = None, dry_run: bool = False) -> int:
+        """Delete points by id or filter; returns how many. Unknown ids are no error."""
+        return self.run(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
+
+    def get(self, ids: Any, *, select: Select = True, with_: Iterable[str] = ()) -> list[Point]:
+        """Return these points; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
+        return self.run(operations.get(self.name, ids, select=select, with_=with_))
+
+    def count(self, where: Where = None) -> int:
+        return self.run(operations.count(self.name, where=where))
+
+    def scan(
+        self,
+        where: Where = None,
+        *,
+        limit: int | None = None,
+        page: int = 1000,
+        select: Select = True,
+        with_: Iterable[str] = (),
+    ) -> Iterator[Point]:
+        """Iterate over all points (at most ``limit``), fetching ``page`` at a time."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            size = page if left is None else min(page, left)
+            reply = self.run(
+                operations.scan(self.name, where=where, limit=size, cursor=cursor, select=select, with_=with_)
+            )
+            yield from reply.points
+            cursor, left = reply.next_cursor, None if left is None else left - len(reply.points)
+            if cursor is None:
+                return
+
+    def facet(self, field: str, *, where: Where = None, limit: int | None = None) -> list[FacetValue]:
+        """Return the values of an attribute with how many points hold each, most frequent first."""
+        return self.run(operations.facet(self.name, field, where=where, limit=limit))
+
+    def query(
+        self,
+        q: Any = None,
+        k: int = 10,
+        *,
+        ids: Any = None,
+        where: Where = None,
+        wheres: Sequence[Where] | None = None,
+        field: str | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        offset: int = 0,
+        select: Select = True,
+        with_: Iterable[str] = (),
+        min_score: float | None = None,
+        after: int | None = None,
+        timeout_ms: int | None = None,
+        explain: bool = False,
+    ) -> Any:
+        """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
+
+        ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
+        top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
+        ``plans``.
+        """
+        return self.run(
+            operations.query(
+                self.name,
+                q,
+                k,
+                ids=ids,
+                where=where,
+                wheres=wheres,
+                field=field,
+                recall=recall,
+                exact=exact,
+                offset=offset,
+                select=select,
+                with_=with_,
+                min_score=min_score,
+                after=after,
+                timeout_ms=timeout_ms,
+                explain=explain,
+            )
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return schema, counts, segments, bytes and state."""
+        return self.run(operations.describe(self.name))
+
+    def alter(
+        self,
+        *,
+        vectors: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        index: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any] | Job:
+        """Add a vector field or attribute, or change the index (then a Job is returned)."""
+        return self.run(operations.alter(self.name, vectors=vectors, attributes=attributes, index=index))
+
+    def optimize(
+        self,
+        queries: Any = None,
+        *,
+        wait: bool = True,
+        timeout: float | None = None,
+        progress: ProgressOption = None,
+    ) -> Job:
+        """Index everything written so far and calibrate recall, on ``queries`` (n, d) if given."""
+        job = self.run(operations.optimize(self.name, queries=queries))
+        return self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    def quality(self) -> dict[str, Any]:
+        """Return measured recall and other properties of the collection."""
+        return self.run(operations.quality(self.name))
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry out an operation."""
+        return self.client.run(operation)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __bool__(self) -> bool:
+        return True  # an empty collection is still a collection, and truth should cost no request
+
+    def __repr__(self) -> str:
+        return f"nearfield.Collection({self.name!r})"
+
+    def _repr_html_(self) -> str:
+        return description_html(self.describe())
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between looks at a job: short at first, then every second."""
+    pause = 0.02
+    while True:
+        yield pause
+        pause = min(1.0, pause * 1.5)
+
+
+def done_or_raise(job: Job) -> Job:
+    """Return a job that is done; raise JobFailed for one that failed or was cancelled."""
+    if job.state != "done":
+        raise errors.JobFailed(f"the {job.kind} job {job.state}: {job.error or 'no reason given'}")
+    return job
+
+
+def description_html(description: Mapping[str, Any]) -> str:
+    """Draw a description as the small table that notebooks show."""
+    fields = ", ".join(
+        f"{name}: {each['dim']} {each['metric']}" for name, each in description["vectors"].items()
+    )
+    facts = {
+        "collection": description["name"],
+        "points": f"{description['points']:,}",
+        "vectors": fields,
+        "attributes": ", ".join(description.get("attributes", {})),
+        "state": description.get("state", ""),
+    }
+    cells = "".join(
+        f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items()
+    )
+    return f"<table>{cells}</table>"

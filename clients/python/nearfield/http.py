@@ -1,0 +1,220 @@
+"""Operations over HTTP, blocking and awaited. httpx2 is imported when the first client is made."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import orjson
+
+from nearfield import errors, frames, operations, retry, vectors
+from nearfield.operations import Operation
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+
+_FRAMED = frozenset({"query", "write_points"})
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """How to reach a server. Timeouts are per attempt, in seconds."""
+
+    url: str
+    api_key: str | None = None
+    timeout_s: float = 60.0
+    connect_timeout_s: float = 5.0
+    policy: retry.Policy = field(default_factory=retry.Policy)
+
+    @classmethod
+    def of(
+        cls,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        connect_timeout: float = 5.0,
+        retries: int = 4,
+    ) -> HttpOptions:
+        """Return options from the arguments of ``nearfield.connect``."""
+        return cls(url, api_key, timeout, connect_timeout, retry.Policy(max_attempts=retries + 1))
+
+    def client_arguments(self, httpx2: Any) -> dict[str, Any]:
+        """Return keyword arguments for httpx2.Client or httpx2.AsyncClient."""
+        if urlsplit(self.url).scheme not in ("http", "https"):
+            raise errors.InvalidRequest("a server's address begins with http:// or https://", field="url")
+        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return {
+            "base_url": self.url.rstrip("/"),
+            "headers": headers,
+            "timeout": httpx2.Timeout(self.timeout_s, connect=self.connect_timeout_s),
+        }
+
+
+def encode(operation: Operation[Any], *, framed: bool) -> dict[str, Any]:
+    """Return an operation as keyword arguments of httpx2's ``request``."""
+    method, template = operations.ROUTES[operation.call]
+    if operation.target in ("", ".", ".."):  # a URL would lose these, and lead to another call
+        raise errors.InvalidRequest("that is no name", code="bad_name", field="name")
+    request: dict[str, Any] = {
+        "method": method,
+        "url": template.format(quote(operation.target or "", safe="")),
+    }
+    if operation.body is not None:
+        if framed and operation.call in _FRAMED:
+            content, media_type = frames.encode(operation.body), frames.MEDIA_TYPE
+        else:
+            content, media_type = frames.dump(operation.body, _as_base64), "application/json"
+        request |= {"content": content, "headers": {"content-type": media_type}}
+    return request
+
+
+def decode(status: int, headers: Any, content: bytes) -> dict[str, Any] | errors.Error:
+    """Return the reply's JSON object, or the Error that the reply stands for."""
+    try:
+        body = orjson.loads(content) if content else None
+    except orjson.JSONDecodeError:
+        body = None
+    if 200 <= status < 300 and isinstance(body, dict):
+        return body
+    if not isinstance(body, dict):
+        detail, hint = f"the reply ({status}) is not Nearfield's", "is a Nearfield server at that address?"
+        if status < 400:
+            return errors.ServerFailed(detail, code="not_nearfield", hint=hint, status=status)
+        body = {"detail": detail, "hint": hint}
+    return errors.from_problem(status, body, retry.parse_retry_after(headers.get("retry-after")))
+
+
+def carries_vectors(operation: Operation[Any]) -> bool:
+    """Whether the body would profit from a frame."""
+    body = operation.body or {}
+    return operation.call in _FRAMED and ("vector" in body or "vectors" in body or "points" in body)
+
+
+class HttpTransport:
+    """Blocking; one pool of connections, shared by threads."""
+
+    window = 2
+
+    def __init__(self, options: HttpOptions) -> None:
+        import httpx2
+
+        self.name = options.url
+        self._options = options
+        self._client = httpx2.Client(**options.client_arguments(httpx2))
+        self._frames: bool | None = None
+
+    def run(self, operation: Operation[T]) -> T:
+        if self._frames is None and carries_vectors(operation):
+            self._frames = "frame" in self.run(operations.info()).get("features", ())
+        request = encode(operation, framed=bool(self._frames)) | _timeout(operation, self._options)
+        steps = retry.steps(idempotent=operation.idempotent, policy=self._options.policy)
+        outcome: retry.Reply | errors.Error | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as finished:
+                reply: dict[str, Any] = finished.value
+                return operation.parse(reply)
+            outcome = None
+            if isinstance(step, retry.Sleep):
+                time.sleep(step.seconds)
+            else:
+                outcome = self._send(request)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _send(self, request: dict[str, Any]) -> dict[str, Any] | errors.Error:
+        import httpx2
+
+        if self._client.is_closed:
+            return errors.closed()
+        try:
+            reply = self._client.request(**request)
+        except httpx2.TransportError as failure:
+            return _connection_failed(failure, self.name)
+        return decode(reply.status_code, reply.headers, reply.content)
+
+
+class AsyncHttpTransport:
+    """Awaited; belongs to the event loop that first used it."""
+
+    window = 2
+
+    def __init__(self, options: HttpOptions) -> None:
+        import httpx2
+
+        self.name = options.url
+        self._options = options
+        self._client = httpx2.AsyncClient(**options.client_arguments(httpx2))
+        self._frames: bool | None = None
+
+    async def run(self, operation: Operation[T]) -> T:
+        if self._frames is None and carries_vectors(operation):
+            self._frames = "frame" in (await self.run(operations.info())).get("features", ())
+        request = encode(operation, framed=bool(self._frames)) | _timeout(operation, self._options)
+        steps = retry.steps(idempotent=operation.idempotent, policy=self._options.policy)
+        outcome: retry.Reply | errors.Error | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as finished:
+                reply: dict[str, Any] = finished.value
+                return operation.parse(reply)
+            outcome = None
+            if isinstance(step, retry.Sleep):
+                await asyncio.sleep(step.seconds)
+            else:
+                outcome = await self._send(request)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _send(self, request: dict[str, Any]) -> dict[str, Any] | errors.Error:
+        import httpx2
+
+        if self._client.is_closed:
+            return errors.closed()
+        try:
+            reply = await self._client.request(**request)
+        except httpx2.TransportError as failure:
+            return _connection_failed(failure, self.name)
+        return decode(reply.status_code, reply.headers, reply.content)
+
+
+def _connection_failed(failure: httpx2.TransportError, address: str) -> errors.ConnectionFailed:
+    import httpx2
+
+    reason = str(failure) or type(failure).__name__
+    if isinstance(failure, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
+        return errors.ConnectionFailed(
+            f"no connection to {address}: {reason}", sent=False, hint="is the server running there?"
+        )
+    if isinstance(failure, httpx2.TimeoutException):
+        return errors.ConnectionFailed(
+            f"{address} did not answer in time",
+            code="timeout",
+            hint="raise timeout= of connect() for long calls",
+        )
+    return errors.ConnectionFailed(f"the connection to {address} broke: {reason}")
+
+
+def _timeout(operation: Operation[Any], options: HttpOptions) -> dict[str, Any]:
+    if operation.timeout_s is None:
+        return {}
+    import httpx2
+
+    return {"timeout": httpx2.Timeout(operation.timeout_s, connect=options.connect_timeout_s)}
+
+
+def _as_base64(value: object) -> Any:
+    if isinstance(value, np.ndarray) and vectors.dtype_name(value) is not None:
+        return vectors.encode(value)
+    return frames.plain_numpy(value)

@@ -1,0 +1,75 @@
+"""The engine in this process, behind the same operations as a server. The only door to nearfield_index."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from typing import Any, TypeVar
+
+from nearfield import errors
+from nearfield.operations import Operation
+
+T = TypeVar("T")
+
+
+class LocalTransport:
+    """Runs operations on an engine it owns; the data directory stays locked until ``close``."""
+
+    window = 1  # one writer per directory: a second request under way would only wait
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self._engine = _open_engine(self.name)
+        # a client that is dropped without close() must not keep the directory locked
+        self._close = weakref.finalize(self, self._engine.close)
+
+    def run(self, operation: Operation[T]) -> T:
+        arguments = [each for each in (operation.target, operation.body) if each is not None]
+        if not self._close.alive:
+            raise errors.closed()
+        try:
+            reply: dict[str, Any] = getattr(self._engine, operation.call)(*arguments)
+        except Exception as failure:
+            if isinstance(failure, _engine_error()):
+                raise errors.from_engine(failure) from failure
+            raise
+        return operation.parse(reply)
+
+    def close(self) -> None:
+        self._close()
+
+
+class AsyncLocalTransport:
+    """The same, each call in a thread, so that the event loop goes on."""
+
+    window = 1
+
+    def __init__(self, inner: LocalTransport) -> None:
+        self.name = inner.name
+        self._inner = inner
+
+    async def run(self, operation: Operation[T]) -> T:
+        return await asyncio.to_thread(self._inner.run, operation)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._inner.close)
+
+
+def _open_engine(path: str) -> Any:
+    try:
+        from nearfield_index.engine import Engine
+    except ImportError as missing:
+        raise ImportError(
+            'the embedded engine is not installed: pip install "nearfield[embedded]"'
+        ) from missing
+    try:
+        return Engine.open(path)
+    except _engine_error() as failure:
+        raise errors.from_engine(failure) from failure
+
+
+def _engine_error() -> type[Exception]:
+    from nearfield_index.errors import NearfieldError
+
+    return NearfieldError

@@ -1,0 +1,65 @@
+"""What tests of several folders share: a data directory, and the real server on a free loopback port."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def engine_dir(tmp_path: Path) -> Path:
+    """An empty data directory for an embedded engine."""
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with default settings, one for the whole run: name collections uniquely."""
+    with serving(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """``start_server(api_keys=["..."])`` starts a server with other settings and returns its address."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> str:
+            return stack.enter_context(serving(tmp_path / "server", **settings))
+
+        yield start
+
+
+@contextmanager
+def serving(data: Path, **settings: Any) -> Iterator[str]:
+    """Run the service in a thread of this process, on an engine and sockets of its own."""
+    import uvicorn
+
+    from nearfield_index.engine import Engine
+    from nearfield_server.app import create_app
+    from nearfield_server.commands.serve import engine_options
+    from nearfield_server.serving import listen
+    from nearfield_server.settings import Settings
+
+    made = Settings(data=data, port=0, **settings)
+    app = create_app(made, Engine.open(data, options=engine_options(made)))
+    listener = listen(
+        made
+    )  # from here on connections wait in its queue, so that nobody need ask whether it is up
+    host, port = listener.getsockname()[:2]
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None, access_log=False))
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [listener]}, name="test-server", daemon=True
+    )
+    thread.start()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        listener.close()
