@@ -48,14 +48,10 @@ def serving(data: Path, **settings: Any) -> Iterator[str]:
 
     made = Settings(data=data, port=0, **settings)
     app = create_app(made, Engine.open(data, options=engine_options(made)))
-    listener = listen(
-        made
-    )  # from here on connections wait in its queue, so that nobody need ask whether it is up
+    listener = listen(made)  # from here on connections wait in its queue, so that nobody need ask whether it is up
     host, port = listener.getsockname()[:2]
     server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None, access_log=False))
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [listener]}, name="test-server", daemon=True
-    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="test-server", daemon=True)
     thread.start()
     try:
         yield f"http://{host}:{port}"

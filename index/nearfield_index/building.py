@@ -93,9 +93,11 @@ class Builder:
                 self._live.seal()
                 sealed = self._store.sequence
             names = plan_merge(self._sizes(), full=True)
+            before = {segment.name for segment, _ in self._live.view.segments}
             if names:
                 self._merge(job, names, lambda done: job.report(0.85 * done))
-            self._calibrate(job, [segment for segment, _ in self._live.view.segments])
+            # A segment built just now was calibrated on the way.
+            self._calibrate(job, [s for s, _ in self._live.view.segments if s.name in before])
             with self._turn:
                 self._store.checkpoint(truncate=True)
             with self._guard:

@@ -68,9 +68,7 @@ def test_strided_and_empty_arrays():
 
 def test_unaligned_blocks_are_read():
     half = np.array([1], np.float16)
-    body = framed(
-        {"vectors": {"a": block(0, [1], "f16"), "b": block(1, [4])}}, half.tobytes() + MATRIX[0].tobytes()
-    )
+    body = framed({"vectors": {"a": block(0, [1], "f16"), "b": block(1, [4])}}, half.tobytes() + MATRIX[0].tobytes())
 
     np.testing.assert_array_equal(frames.decode(body)["vectors"]["b"], MATRIX[0])
 

@@ -29,9 +29,7 @@ def body(points):
 
 
 def test_columns():
-    points = gather(
-        np.array([1, 2, 3]), X, attributes={"price": np.array([1.5, np.nan, 3.0])}, text=["a", None, "c"]
-    )
+    points = gather(np.array([1, 2, 3]), X, attributes={"price": np.array([1.5, np.nan, 3.0])}, text=["a", None, "c"])
 
     assert body(points)["ids"] == [1, 2, 3]
     assert body(points)["attributes"] == {"price": [1.5, None, 3.0]}
@@ -59,9 +57,7 @@ def test_attributes_as_one_mapping_per_point():
 
 
 def test_scattered_attributes_stay_rows():
-    points = gather(
-        list(range(9)), np.ones((9, 2)), attributes=[{f"k{n}": n} for n in range(9)], text=["t"] * 9
-    )
+    points = gather(list(range(9)), np.ones((9, 2)), attributes=[{f"k{n}": n} for n in range(9)], text=["t"] * 9)
 
     assert isinstance(points, Rows)
     row = points.body(3, 4)["points"][0]

@@ -22,9 +22,7 @@ def test_the_export_list_is_complete_and_sorted():
 def test_importing_loads_nothing_heavy():
     heavy = "nearfield_index,pyarrow,pandas,pydantic,httpx2,nearfield.wire,nearfield.local,faiss"
     code = f"import sys, nearfield; print([m for m in '{heavy}'.split(',') if m in sys.modules])"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert loaded.stdout.strip() == "[]"
 
@@ -35,9 +33,7 @@ def test_importing_loads_nothing_heavy():
 )
 def test_both_colours_have_the_same_methods(blocking, awaited):
     def signatures(owner):
-        methods = {
-            name: each for name, each in vars(owner).items() if not name.startswith("_") and callable(each)
-        }
+        methods = {name: each for name, each in vars(owner).items() if not name.startswith("_") and callable(each)}
         return {name: list(inspect.signature(each).parameters.values()) for name, each in methods.items()}
 
     assert signatures(blocking) == signatures(awaited)
@@ -46,9 +42,7 @@ def test_both_colours_have_the_same_methods(blocking, awaited):
 def test_every_engine_error_has_a_row():
     engine = pytest.importorskip("nearfield_index.errors")
     names = {each.__name__ for each in vars(engine).values() if inspect.isclass(each)}
-    names = {name for name in names if issubclass(getattr(engine, name), engine.NearfieldError)} - {
-        "NearfieldError"
-    }
+    names = {name for name in names if issubclass(getattr(engine, name), engine.NearfieldError)} - {"NearfieldError"}
 
     assert names == set(errors.TABLE)
 
@@ -86,9 +80,7 @@ def test_without_the_engine_the_extra_is_named(tmp_path):
         f"try: nearfield.open({str(tmp_path)!r})\n"
         "except ImportError as missing: print(missing)"
     )
-    tried = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert "nearfield[embedded]" in tried.stdout
 

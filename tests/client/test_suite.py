@@ -144,9 +144,7 @@ def test_filtered_query_agrees_with_brute_force_and_pads(col):
     rows = np.array([n for n in range(60) if COLORS[n] == "green" and n < 30])
 
     assert col.query(q, k=4, where=where).ids.tolist() == nearest(q, rows, 4)
-    assert col.query(q, k=4, where={"color": "green", "price": {"lt": 30}}).ids.tolist() == nearest(
-        q, rows, 4
-    )
+    assert col.query(q, k=4, where={"color": "green", "price": {"lt": 30}}).ids.tolist() == nearest(q, rows, 4)
     many = col.query(X[:2], k=4, wheres=[ids(1, 2), None])
     assert many.ids[0, 2:].tolist() == [-1, -1]
     assert np.isnan(many.scores[0, 2:]).all()
@@ -208,9 +206,7 @@ def test_insert_and_update_tell_outcomes(col):
 
 def test_rows_with_text_nested_attributes_and_no_vector(nf, name):
     col = nf.create(name, dim=2)
-    col.upsert(
-        rows=[{"id": "a", "vector": [1, 0], "a": {"b": 1}, "tags": ["x", "y"]}, {"id": "b", "text": "words"}]
-    )
+    col.upsert(rows=[{"id": "a", "vector": [1, 0], "a": {"b": 1}, "tags": ["x", "y"]}, {"id": "b", "text": "words"}])
 
     a, b = col.get(["a", "b", "unknown"], with_=["text"])
     assert a.attributes == {"a": {"b": 1}, "tags": ["x", "y"]}

@@ -42,9 +42,7 @@ class Capsule:
         Capsule(),
         pa.array([[1, 2], [3, 4]], pa.list_(pa.float32())),
         pa.array([[1, 2], [3, 4]], pa.list_(pa.float64(), 2)),
-        pa.chunked_array(
-            [pa.array([[1, 2]], pa.list_(pa.int64(), 2)), pa.array([[3, 4]], pa.list_(pa.int64(), 2))]
-        ),
+        pa.chunked_array([pa.array([[1, 2]], pa.list_(pa.int64(), 2)), pa.array([[3, 4]], pa.list_(pa.int64(), 2))]),
         [array.array("f", [1, 2]), array.array("f", [3, 4])],
     ],
 )

@@ -102,9 +102,7 @@ def connect(
     """
     from nearfield.http import HttpOptions, HttpTransport
 
-    options = HttpOptions.of(
-        url, api_key=api_key, timeout=timeout, connect_timeout=connect_timeout, retries=retries
-    )
+    options = HttpOptions.of(url, api_key=api_key, timeout=timeout, connect_timeout=connect_timeout, retries=retries)
     return Client(HttpTransport(options))
 
 

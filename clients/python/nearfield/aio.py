@@ -97,9 +97,7 @@ class AsyncClient:
         """Cancel a job."""
         return await self.run(operations.cancel_job(job.id if isinstance(job, Job) else job))
 
-    async def wait(
-        self, job: Job | str, *, timeout: float | None = None, progress: ProgressOption = None
-    ) -> Job:
+    async def wait(self, job: Job | str, *, timeout: float | None = None, progress: ProgressOption = None) -> Job:
         """Wait until a job is done and return it.
 
         Raises JobFailed if it failed or was cancelled, DeadlineExceeded after ``timeout`` seconds (the job
@@ -285,9 +283,7 @@ class AsyncCollection:
         index: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | Job:
         """Add a vector field or attribute, or change the index (then a Job is returned)."""
-        return await self.run(
-            operations.alter(self.name, vectors=vectors, attributes=attributes, index=index)
-        )
+        return await self.run(operations.alter(self.name, vectors=vectors, attributes=attributes, index=index))
 
     async def optimize(
         self,

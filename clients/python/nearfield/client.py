@@ -319,9 +319,7 @@ def done_or_raise(job: Job) -> Job:
 
 def description_html(description: Mapping[str, Any]) -> str:
     """Draw a description as the small table that notebooks show."""
-    fields = ", ".join(
-        f"{name}: {each['dim']} {each['metric']}" for name, each in description["vectors"].items()
-    )
+    fields = ", ".join(f"{name}: {each['dim']} {each['metric']}" for name, each in description["vectors"].items())
     facts = {
         "collection": description["name"],
         "points": f"{description['points']:,}",
@@ -329,7 +327,5 @@ def description_html(description: Mapping[str, Any]) -> str:
         "attributes": ", ".join(description.get("attributes", {})),
         "state": description.get("state", ""),
     }
-    cells = "".join(
-        f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items()
-    )
+    cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
     return f"<table>{cells}</table>"

@@ -154,9 +154,7 @@ class ConnectionFailed(Error):
 
     default_code = "connection_failed"
 
-    def __init__(
-        self, detail: str, *, sent: bool = True, code: str | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, detail: str, *, sent: bool = True, code: str | None = None, hint: str | None = None) -> None:
         super().__init__(detail, code=code, hint=hint)
         self.sent = sent
 

@@ -40,9 +40,7 @@ class Expression:
         return Expression({"$not": self._wire})
 
     def __bool__(self) -> bool:
-        raise TypeError(
-            "a filter has no truth value; combine with & | ~ and put each comparison in parentheses"
-        )
+        raise TypeError("a filter has no truth value; combine with & | ~ and put each comparison in parentheses")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Expression) and self._wire == other._wire
@@ -135,9 +133,7 @@ class _Fields:
 
     def __getitem__(self, name: str) -> Field:
         if not isinstance(name, str) or not name or name.startswith("$"):
-            raise InvalidRequest(
-                "an attribute's name is text that does not begin with $", hint="use ids(..) for ids"
-            )
+            raise InvalidRequest("an attribute's name is text that does not begin with $", hint="use ids(..) for ids")
         return Field(name)
 
     def __repr__(self) -> str:
@@ -152,9 +148,7 @@ def ids(*values: str | int) -> Expression:
     return Expression({"$id": {"in": [plain(value) for value in values]}})
 
 
-def compile_where(
-    where: Expression | Mapping[str, Any] | None, field: str = "where"
-) -> dict[str, Any] | None:
+def compile_where(where: Expression | Mapping[str, Any] | None, field: str = "where") -> dict[str, Any] | None:
     """Return ``where`` as wire JSON, or None. Raises InvalidRequest for anything that is no filter."""
     if where is None:
         return None
@@ -181,18 +175,14 @@ def _wire_value(value: Any) -> Any:
 
 def _operand(value: object) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidRequest(
-            "a filter cannot compare with NaN or an infinity", hint="use .is_null() for missing"
-        )
+        raise InvalidRequest("a filter cannot compare with NaN or an infinity", hint="use .is_null() for missing")
     return plain(value)
 
 
 def _scalar(value: object) -> Any:
     operand = _operand(value)
     if isinstance(operand, (list, dict)):
-        raise InvalidRequest(
-            "== and != compare with one value", hint="use .isin, .any_of or .all_of for lists"
-        )
+        raise InvalidRequest("== and != compare with one value", hint="use .isin, .any_of or .all_of for lists")
     return operand
 
 

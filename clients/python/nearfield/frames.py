@@ -69,9 +69,7 @@ def decode(body: bytes) -> dict[str, Any]:
             raise _malformed("a block ends after the body does")
         # a view over no bytes at all cannot be made, nor has numpy a use for unaligned ones
         if stop == start or start % dtype.itemsize:
-            array = (
-                np.frombuffer(bytes(body[start:stop]), dtype=dtype) if stop > start else np.zeros(0, dtype)
-            )
+            array = np.frombuffer(bytes(body[start:stop]), dtype=dtype) if stop > start else np.zeros(0, dtype)
         else:
             array = np.frombuffer(body, dtype=dtype, count=math.prod(shape), offset=start)
         holder[key] = array.reshape(shape)

@@ -103,15 +103,11 @@ class NearfieldVectorStore(VectorStore):  # type: ignore[misc, unused-ignore]  #
         vector = await self._embedding.aembed_query(query)
         return await asyncio.to_thread(self._search, vector, k, **kwargs)
 
-    def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, **kwargs: Any
-    ) -> list[Document]:
+    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """Return the k documents nearest to a vector."""
         return [document for document, _ in self._search(embedding, k, **kwargs)]
 
-    async def asimilarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, **kwargs: Any
-    ) -> list[Document]:
+    async def asimilarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """Return the k documents nearest to a vector."""
         return await asyncio.to_thread(self.similarity_search_by_vector, embedding, k, **kwargs)
 
@@ -161,9 +157,7 @@ class NearfieldVectorStore(VectorStore):  # type: ignore[misc, unused-ignore]  #
     ) -> NearfieldVectorStore:
         """Create the collection where it is missing (its dimension from the model) and add the texts."""
         if client is None:
-            raise InvalidRequest(
-                "from_texts needs client=", field="client", hint="nearfield.connect or nearfield.open"
-            )
+            raise InvalidRequest("from_texts needs client=", field="client", hint="nearfield.connect or nearfield.open")
         vectors = embedding.embed_documents(texts)
         dim = len(vectors[0]) if vectors else len(embedding.embed_query("dimension"))
         store = cls(client.create(collection, dim=dim, metric=metric), embedding)

@@ -60,9 +60,7 @@ def _open_engine(path: str) -> Any:
     try:
         from nearfield_index.engine import Engine
     except ImportError as missing:
-        raise ImportError(
-            'the embedded engine is not installed: pip install "nearfield[embedded]"'
-        ) from missing
+        raise ImportError('the embedded engine is not installed: pip install "nearfield[embedded]"') from missing
     try:
         return Engine.open(path)
     except _engine_error() as failure:

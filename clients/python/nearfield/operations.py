@@ -82,9 +82,7 @@ def create(
 ) -> Operation[Reply]:
     if dim is not None and vectors is not None:
         raise InvalidRequest("give dim= for one vector field or vectors= for several, not both", field="dim")
-    fields = (
-        {"vectors": dict(vectors)} if vectors is not None else {"dim": dim, "metric": metric} if dim else {}
-    )
+    fields = {"vectors": dict(vectors)} if vectors is not None else {"dim": dim, "metric": metric} if dim else {}
     body = _body(**fields, attributes=_optional_dict(attributes), index=_optional_dict(index))
     # with exist_ok=False a repeated create would take its own first success for somebody else's collection
     return Operation("create_collection", dict, name, body, idempotent=exist_ok)
@@ -101,9 +99,7 @@ def alter(
     attributes: Mapping[str, Any] | None = None,
     index: Mapping[str, Any] | None = None,
 ) -> Operation[Reply | Job]:
-    body = _body(
-        vectors=_optional_dict(vectors), attributes=_optional_dict(attributes), index=_optional_dict(index)
-    )
+    body = _body(vectors=_optional_dict(vectors), attributes=_optional_dict(attributes), index=_optional_dict(index))
     return Operation("alter_collection", _job_or_description, name, body)
 
 
@@ -141,9 +137,7 @@ def delete(name: str, *, ids: Any = None, where: Where = None, dry_run: bool = F
 
 
 def count(name: str, *, where: Where = None) -> Operation[int]:
-    return Operation(
-        "count_points", lambda reply: int(reply["count"]), name, _body(filter=compile_where(where))
-    )
+    return Operation("count_points", lambda reply: int(reply["count"]), name, _body(filter=compile_where(where)))
 
 
 def scan(
@@ -156,14 +150,10 @@ def scan(
     with_: Iterable[str] = (),
 ) -> Operation[ScanPage]:
     body = {**_body(filter=compile_where(where), limit=limit, cursor=cursor), **_shown(select, with_)}
-    return Operation(
-        "scan_points", lambda reply: ScanPage(_points(reply), reply.get("next_cursor")), name, body
-    )
+    return Operation("scan_points", lambda reply: ScanPage(_points(reply), reply.get("next_cursor")), name, body)
 
 
-def facet(
-    name: str, field: str, *, where: Where = None, limit: int | None = None
-) -> Operation[list[FacetValue]]:
+def facet(name: str, field: str, *, where: Where = None, limit: int | None = None) -> Operation[list[FacetValue]]:
     body = _body(field=field, filter=compile_where(where), limit=limit)
     return Operation("facet", _facet_values, name, body)
 
@@ -201,9 +191,7 @@ def query(
         after=after,
         timeout_ms=timeout_ms,
     )
-    body.update(
-        {key: value for key, value in (("offset", offset), ("exact", exact), ("explain", explain)) if value}
-    )
+    body.update({key: value for key, value in (("offset", offset), ("exact", exact), ("explain", explain)) if value})
     body.update(_shown(select, with_))
     # the server's own deadline must speak first, so that it is its error which is reported
     patience = timeout_ms / 1000 + 5 if isinstance(timeout_ms, (int, float)) and timeout_ms > 55_000 else None
@@ -243,9 +231,7 @@ def id_list(ids: Any) -> list[Id]:
 
 
 def _is_one_id(ids: Any) -> bool:
-    return isinstance(ids, (str, int, np.integer)) or not (
-        hasattr(ids, "__iter__") or hasattr(ids, "to_pylist")
-    )
+    return isinstance(ids, (str, int, np.integer)) or not (hasattr(ids, "__iter__") or hasattr(ids, "to_pylist"))
 
 
 def _sought(q: Any, ids: Any) -> tuple[dict[str, Any], bool]:

@@ -47,9 +47,7 @@ class Columns:
             lengths["text"] = len(self.text)
         for name, length in lengths.items():
             if length != len(self.ids):
-                raise InvalidRequest(
-                    f"{length} values for {len(self.ids)} ids", code="column_length", field=name
-                )
+                raise InvalidRequest(f"{length} values for {len(self.ids)} ids", code="column_length", field=name)
 
     def body(self, start: int, stop: int) -> dict[str, Any]:
         body: dict[str, Any] = {"ids": self.ids[start:stop]}
@@ -105,9 +103,7 @@ def gather(
         ids, rows = None, ids
     if rows is not None:
         if ids is not None or vectors is not None or attributes is not None or text is not None:
-            raise InvalidRequest(
-                "give rows= or columns (ids, vectors, attributes, text), not both", field="rows"
-            )
+            raise InvalidRequest("give rows= or columns (ids, vectors, attributes, text), not both", field="rows")
         return _from_table(rows, id, vector) if _is_table(rows) else _from_rows(rows, id, vector)
     return _from_columns(ids, vectors, attributes, text)
 
@@ -118,9 +114,7 @@ def with_made_ids(result: UpsertResult, batch: Points, *, made: bool) -> UpsertR
 
 
 def _from_columns(ids: Any, vectors_: Any, attributes: Any, text: Any) -> Points:
-    fields = (
-        {} if vectors_ is None else vectors_ if isinstance(vectors_, Mapping) else {DEFAULT_FIELD: vectors_}
-    )
+    fields = {} if vectors_ is None else vectors_ if isinstance(vectors_, Mapping) else {DEFAULT_FIELD: vectors_}
     matrices = {name: vectors.to_matrix(value, f"vectors.{name}") for name, value in fields.items()}
     if _is_table(attributes):
         attributes = {name: attributes[name] for name in _column_names(attributes)}
@@ -134,14 +128,10 @@ def _from_columns(ids: Any, vectors_: Any, attributes: Any, text: Any) -> Points
     else:
         keys = id_list(ids)
     if listed is None or isinstance(listed, Mapping):
-        return Columns(
-            keys, matrices, {name: _sliceable(part) for name, part in (listed or {}).items()}, texts
-        )
+        return Columns(keys, matrices, {name: _sliceable(part) for name, part in (listed or {}).items()}, texts)
     dicts = [plain(each or {}) for each in listed]
     if len(dicts) != len(keys):
-        raise InvalidRequest(
-            f"{len(dicts)} values for {len(keys)} ids", code="column_length", field="attributes"
-        )
+        raise InvalidRequest(f"{len(dicts)} values for {len(keys)} ids", code="column_length", field="attributes")
     dense = _columnise(dicts)
     if dense is not None:
         return Columns(keys, matrices, dense, texts)
@@ -163,13 +153,9 @@ def _from_rows(rows: Iterable[Mapping[str, Any]], id_key: str, vector_key: str) 
 def _from_table(table: Any, id_key: str, vector_key: str) -> Points:
     names = _column_names(table)
     if id_key not in names:
-        raise InvalidRequest(
-            f"the table has no column {id_key!r}", field="rows", hint='name it with id="..."'
-        )
+        raise InvalidRequest(f"the table has no column {id_key!r}", field="rows", hint='name it with id="..."')
     if vector_key not in names and vector_key != DEFAULT_FIELD:
-        raise InvalidRequest(
-            f"the table has no column {vector_key!r}", field="rows", hint='name it with vector="..."'
-        )
+        raise InvalidRequest(f"the table has no column {vector_key!r}", field="rows", hint='name it with vector="..."')
     fields = {DEFAULT_FIELD: vectors.to_matrix(table[vector_key], vector_key)} if vector_key in names else {}
     others = [name for name in names if name not in (id_key, vector_key, "text")]
     texts = column(table["text"]) if "text" in names else None

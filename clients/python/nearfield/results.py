@@ -120,9 +120,7 @@ class Hits(Sequence[Hit]):
         return _table(["id", "score"], self._records())
 
     def _records(self) -> list[dict[str, Any]]:
-        return [
-            {**(row.get("attributes") or {}), "id": row["id"], "score": row["score"]} for row in self._rows
-        ]
+        return [{**(row.get("attributes") or {}), "id": row["id"], "score": row["score"]} for row in self._rows]
 
 
 class ManyHits(Sequence[Hits]):
@@ -132,9 +130,7 @@ class ManyHits(Sequence[Hits]):
     ``scores`` has shape (n, k), float64 padded with NaN.
     """
 
-    def __init__(
-        self, lists: Sequence[Sequence[Reply]], k: int, meta: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, lists: Sequence[Sequence[Reply]], k: int, meta: Mapping[str, Any] | None = None) -> None:
         self._lists = lists
         self._k = k
         self.meta: dict[str, Any] = dict(meta or {})
@@ -236,9 +232,7 @@ def _decode_vectors(row: Reply) -> dict[str, np.ndarray]:
 
 def _id_matrix(lists: Sequence[Sequence[Reply]], width: int) -> np.ndarray:
     integers = all(isinstance(row["id"], int) for rows in lists for row in rows)
-    matrix = (
-        np.full((len(lists), width), -1, np.int64) if integers else np.full((len(lists), width), None, object)
-    )
+    matrix = np.full((len(lists), width), -1, np.int64) if integers else np.full((len(lists), width), None, object)
     for number, rows in enumerate(lists):
         matrix[number, : len(rows)] = [row["id"] for row in rows]
     return matrix

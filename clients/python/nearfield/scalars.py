@@ -78,9 +78,7 @@ def _array(values: np.ndarray) -> list[Any]:
 def _mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
-            raise InvalidRequest(
-                f"a key of type {type(key).__name__} cannot be sent", hint="keys must be strings"
-            )
+            raise InvalidRequest(f"a key of type {type(key).__name__} cannot be sent", hint="keys must be strings")
     return {key: plain(item) for key, item in value.items()}
 
 
@@ -105,6 +103,4 @@ _CONVERSIONS: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] =
 
 
 def _refuse_bytes() -> Any:
-    raise InvalidRequest(
-        "bytes cannot be sent as a value", hint="decode them to str, or encode them as base64 text"
-    )
+    raise InvalidRequest("bytes cannot be sent as a value", hint="decode them to str, or encode them as base64 text")

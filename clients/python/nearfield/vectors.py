@@ -68,9 +68,7 @@ def encode(array: np.ndarray) -> dict[str, Any]:
     """Return a float array as the wire's ``{"b64", "dtype", "shape"}`` object."""
     name = dtype_name(array)
     if name is None:
-        raise InvalidRequest(
-            f"cannot send an array of {array.dtype.name} with shape {array.shape} as vectors"
-        )
+        raise InvalidRequest(f"cannot send an array of {array.dtype.name} with shape {array.shape} as vectors")
     raw = np.ascontiguousarray(array, dtype=DTYPES[name])
     return {"b64": base64.b64encode(raw.tobytes()).decode("ascii"), "dtype": name, "shape": list(array.shape)}
 
@@ -147,9 +145,7 @@ def _from_capsule(value: Any, what: str) -> np.ndarray:
         raise InvalidRequest(
             f"{what} are Arrow data and pyarrow is not installed", hint='pip install "nearfield[arrow]"'
         ) from None
-    return _from_arrow(
-        pa.chunked_array(value) if hasattr(value, "__arrow_c_stream__") else pa.array(value), what
-    )
+    return _from_arrow(pa.chunked_array(value) if hasattr(value, "__arrow_c_stream__") else pa.array(value), what)
 
 
 def _from_arrow(value: Any, what: str) -> np.ndarray:

@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Id = Annotated[
     Annotated[str, Field(min_length=1, max_length=256)] | Annotated[int, Field(ge=0, le=2**63 - 1)],
-    Field(
-        description='Text of 1 to 256 bytes, or an integer from 0 to 2^63-1; `1` and `"1"` are two points.'
-    ),
+    Field(description='Text of 1 to 256 bytes, or an integer from 0 to 2^63-1; `1` and `"1"` are two points.'),
 ]
 Attributes = Annotated[
     dict[str, Any],
@@ -159,9 +157,7 @@ class Collection(Reply):
 
     name: Name
     vectors: dict[str, VectorField]
-    attributes: dict[str, dict[str, Any]] = Field(
-        examples=[{"price": {"type": "integer", "declared": False}}]
-    )
+    attributes: dict[str, dict[str, Any]] = Field(examples=[{"price": {"type": "integer", "declared": False}}])
     index: dict[str, Any]
     points: int
     sequence: int
@@ -332,9 +328,7 @@ class Query(Request):
 
     vector: Vector | None = None
     vectors: Vectors | None = None
-    ids: list[Id] | None = Field(
-        None, description="Search with stored vectors; the point itself is left out."
-    )
+    ids: list[Id] | None = Field(None, description="Search with stored vectors; the point itself is left out.")
     field: str | None = Field(None, description="The vector field; `vector` by default.")
     k: Annotated[int, Field(ge=1, le=10_000)] = 10
     offset: Annotated[int, Field(ge=0)] = 0
@@ -343,9 +337,7 @@ class Query(Request):
     select: Select = True
     with_: WithParts | None = Field(None, alias="with")
     min_score: float | None = None
-    recall: Annotated[
-        float | None, Field(description="The share of the true top k to find.", examples=[0.95])
-    ] = None
+    recall: Annotated[float | None, Field(description="The share of the true top k to find.", examples=[0.95])] = None
     exact: bool = False
     after: int | None = Field(None, description="Wait until this sequence is visible.")
     timeout_ms: int | None = None

@@ -135,7 +135,7 @@ def _search_part(
         rows, scored = exact_rows(here, queries, search.k, within)
     else:
         _, rows = here.backend.search(queries, search.k + _SLACK, effort=plan.effort, within=within)
-        scored = scores(queries, here.matrix, rows, here.metric)
+        scored = scores(queries, here.matrix, rows, here.metric, precise=False)
         short = np.flatnonzero((rows >= 0).sum(axis=1) < min(search.k, plan.rows))
         fallback = len(short)
         if fallback:  # the graph lost its way among filtered rows: never fewer hits than there are
@@ -163,7 +163,7 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
     available = len(here) if within is None else within.count
     fetch = min(available, k + max(_SLACK, k // 4))
     found, rows = here.scan(queries, fetch, within)
-    scored = scores(queries, here.matrix, rows, here.metric)
+    scored = scores(queries, here.matrix, rows, here.metric, precise=True)
     while fetch < min(available, _LARGEST_FETCH):
         open_ = _uncertain(here, queries, k, found, scored)
         if not len(open_):
@@ -172,7 +172,7 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
         wider, wider_rows = here.scan(queries[open_], fetch, within)
         found, rows, scored = (_widen(a, fetch, fill) for a, fill in ((found, -np.inf), (rows, -1), (scored, -np.inf)))
         found[open_], rows[open_] = wider, wider_rows
-        scored[open_] = scores(queries[open_], here.matrix, wider_rows, here.metric)
+        scored[open_] = scores(queries[open_], here.matrix, wider_rows, here.metric, precise=True)
         # Rows certified before keep -inf in the new columns, which certifies them again.
     return rows, scored
 

@@ -34,6 +34,11 @@ ENOUGH_QUERIES = 200
 _SAMPLE = 256
 _TIMED = 5
 _KS = (10, 100)
+# Under more selective filters only the smaller k is worth a curve; the other is answered exactly.
+_WIDE = 0.5
+# So many settings in a row without a gain, and the graph has shown what it can.
+_PLATEAU = 3
+_NO_GAIN = 0.0005
 _SELECTIVITIES = (1.0, 0.8, 0.5, 0.2, 0.05)
 _FILTERED_SAMPLE = 100
 _GOOD_ENOUGH = 0.9985
@@ -66,7 +71,7 @@ def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[
         filters = _filters(len(field), share, random)
         asked = probes if share == 1.0 else [p.first(_FILTERED_SAMPLE) for p in probes]
         limit = scan_us * len(field) if share == 1.0 else gather_us * share * len(field)
-        for k in _KS:
+        for k in _KS if share >= _WIDE else _KS[:1]:
             if backend is not None and share * len(field) >= 5 * k:
                 curves.append(Curve(share, k, _measure(field, backend, asked, filters, k=k, limit_us=limit)))
         step((number + 1) / len(shares))
@@ -147,7 +152,9 @@ def _measure(
             slowest = max(slowest, us)
         settings.append(Setting(effort, worst, slowest))
         lost = k <= 10 and effort >= _LOST[0] and worst < _LOST[1]
-        if worst >= _GOOD_ENOUGH or slowest > limit_us or lost:
+        recent = [s.recall for s in settings[-1 - _PLATEAU :]]
+        flat = len(recent) > _PLATEAU and recent[-1] - recent[0] < _NO_GAIN and worst > _LOST[1]
+        if worst >= _GOOD_ENOUGH or slowest > limit_us or lost or flat:
             break
     return tuple(settings)
 

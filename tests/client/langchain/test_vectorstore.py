@@ -49,13 +49,9 @@ def test_what_the_suite_leaves_out(engine_dir):
         (best, score), *_ = store.similarity_search_with_score("a hat", k=3)
         assert best.page_content == "a hat"
         assert score == pytest.approx(1.0, abs=1e-5)
-        assert [each.page_content for each in store.similarity_search("a hat", filter=F.price < 15)] == [
-            "red shoes"
-        ]
+        assert [each.page_content for each in store.similarity_search("a hat", filter=F.price < 15)] == ["red shoes"]
         assert len(store.max_marginal_relevance_search("a hat", k=2)) == 2
-        assert store.similarity_search_with_relevance_scores("a hat", k=1)[0][1] == pytest.approx(
-            1.0, abs=1e-5
-        )
+        assert store.similarity_search_with_relevance_scores("a hat", k=1)[0][1] == pytest.approx(1.0, abs=1e-5)
         assert store.as_retriever(search_kwargs={"k": 1}).invoke("a hat")[0].metadata == {"price": 30}
         store.delete()
         assert store.similarity_search("a hat") == []

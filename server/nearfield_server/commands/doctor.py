@@ -1,0 +1,26 @@
+"""``nearfield doctor``: is everything in this data directory as it was written?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from nearfield_index.engine import Engine
+from nearfield_server.commands.outcome import FAILED, explained, fail
+
+
+def run(path: Path, *, repair: bool) -> None:
+    """Print one line per collection and its findings; exit code 1 where something is wrong."""
+    if not path.is_dir():
+        fail(f"there is no data directory at {path}")
+    with explained(), Engine.open(path) as engine:
+        report = engine.check(repair=repair)
+    for collection in report["collections"]:
+        verdict = "ok" if collection["ok"] else "damaged"
+        typer.echo(f"{collection['name']}: {verdict}, {collection['rows']} rows, {collection['segments']} segments")
+        for finding in collection["findings"]:
+            typer.echo(f"  {finding}")
+    if not report["ok"]:
+        fail("something is wrong" + ("" if repair else "; --repair rebuilds what can be rebuilt"), FAILED)
+    typer.echo(f"{len(report['collections'])} collections checked, all in order")

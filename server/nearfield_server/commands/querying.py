@@ -1,0 +1,123 @@
+"""``nearfield query``: one search, as a table or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nearfield import Hits
+from nearfield_server.commands.outcome import USAGE, explained, fail
+from nearfield_server.commands.target import Target
+
+WIDEST_CELL = 60
+
+
+@dataclass(frozen=True)
+class Question:
+    """The options of one search, as typed."""
+
+    vector: str | None
+    point: str | None
+    k: int
+    where: str | None
+    exact: bool
+    recall: float | None
+
+
+def run(target: Target, collection: str, question: Question, *, as_json: bool) -> None:
+    """Search and print."""
+    if (question.vector is None) == (question.point is None):
+        fail("give either --vector or --id", USAGE)
+    arguments: dict[str, Any] = {
+        "k": question.k,
+        "where": None if question.where is None else _json(question.where, "--filter", dict),
+        "exact": question.exact,
+        "recall": question.recall,
+        "explain": True,
+    }
+    with explained(), target.connect() as client:
+        found = client.collection(collection)
+        if question.vector is not None:
+            hits = found.query(_vector(question.vector), **arguments)
+        else:
+            hits = found.query(ids=_point_id(question.point or ""), **arguments)
+    if as_json:
+        _print_json(hits)
+    else:
+        _print_table(hits)
+
+
+def _vector(given: str) -> np.ndarray[Any, Any]:
+    """The vector (d,) float32 of a JSON list or of ``@file.npy``."""
+    if given.startswith("@"):
+        path = Path(given[1:])
+        try:
+            loaded = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            fail(f"cannot read {path}: {error}")
+        return np.asarray(loaded, np.float32).reshape(-1)
+    return np.asarray(_json(given, "--vector", list), np.float32)
+
+
+def _point_id(given: str) -> int | str:
+    """``12`` is the integer, ``"12"`` in JSON quotes the string, anything else itself."""
+    if given.isascii() and given.isdigit():
+        return int(given)
+    if given.startswith('"'):
+        text: str = _json(given, "--id", str)
+        return text
+    return given
+
+
+def _json(text: str, option: str, kind: type) -> Any:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        fail(f"{option} is not JSON: {error}", USAGE)
+    if not isinstance(value, kind):
+        fail(f"{option} must be a JSON {kind.__name__}", USAGE)
+    return value
+
+
+def _print_json(hits: Hits) -> None:
+    listed = [{"id": hit.id, "score": hit.score, "attributes": hit.attributes} for hit in hits]
+    typer.echo(
+        orjson.dumps({"hits": listed, "meta": hits.meta}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
+    )
+
+
+def _print_table(hits: Hits) -> None:
+    names = sorted({name for hit in hits for name in hit.attributes})
+    table = Table("", "score", "id", *map(escape, names))
+    for rank, hit in enumerate(hits, start=1):
+        cells = [_cell(hit.attributes.get(name)) for name in names]
+        table.add_row(str(rank), f"{hit.score:.4f}", escape(str(hit.id)), *cells)
+    console = Console()
+    console.print(table)
+    console.print(f"[dim]{escape(_account(hits.meta))}[/dim]")
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return escape(text if len(text) <= WIDEST_CELL else text[: WIDEST_CELL - 1] + "…")
+
+
+def _account(meta: dict[str, Any]) -> str:
+    """Time, plans and warnings of a reply in one line."""
+    plans: Sequence[dict[str, Any]] = meta.get("plans") or ()
+    kinds = sorted({str(plan.get("plan")) for plan in plans})
+    parts = [
+        f"{meta.get('ms', 0):.1f} ms",
+        *([f"plan {', '.join(kinds)}"] if kinds else []),
+        *meta.get("warnings", ()),
+    ]
+    return " · ".join(parts)

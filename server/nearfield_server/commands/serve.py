@@ -1,0 +1,51 @@
+"""``nearfield serve``: settings, engine, application, process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from nearfield_index.engine import Engine, EngineOptions
+from nearfield_server.app import create_app
+from nearfield_server.commands.outcome import USAGE, explained, fail
+from nearfield_server.logs import configure_logs
+from nearfield_server.serving import listen, serve
+from nearfield_server.settings import Settings, SettingsError, load_settings
+
+
+def run(config: Path | None, **arguments: Any) -> None:
+    """Serve until stopped; ``arguments`` are settings, None where not given."""
+    try:
+        settings = load_settings(config, **arguments)
+        settings.check_exposure()
+    except SettingsError as error:
+        fail(str(error), USAGE)
+    configure_logs(settings)
+    with explained():
+        listener = listen(settings)
+        with listener:
+            engine = Engine.open(settings.data, options=engine_options(settings))
+            typer.echo(banner(settings, listener.getsockname()[1]))
+            serve(create_app(settings, engine), settings, listener)
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """The part of the settings that the engine heeds."""
+    usual = EngineOptions()
+    limits = replace(
+        usual.limits,
+        **settings.limits.for_engine(),
+        waiting_writes=settings.admission.writes,
+        waiting_bytes=settings.admission.write_bytes,
+    )
+    return replace(usual, limits=limits)
+
+
+def banner(settings: Settings, port: int) -> str:
+    """The line that says where the service is; other programs read the address from it."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    keys = "API key needed" if settings.has_keys else "no API key"
+    return f"Nearfield at http://{host}:{port} ({keys}), data in {settings.data}, API page at http://{host}:{port}/docs"

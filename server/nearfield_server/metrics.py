@@ -1,0 +1,123 @@
+"""What ``/metrics`` tells: the names, their registry, and the engine's own counters read at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from nearfield_server.engine import Engine
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+KNOWN_METHODS = frozenset({"GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+class QueueGauge(Protocol):
+    """What the metrics need to know of a lane of requests."""
+
+    name: Any
+
+    @property
+    def waiting(self) -> int: ...
+
+
+class Metrics:
+    """All counters of one service in a registry of its own, so that several services fit in one process."""
+
+    def __init__(self, engine: Engine, version: str, lanes: Iterable[QueueGauge]) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "nearfield_http_requests_total",
+            "Answered requests",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "nearfield_request_seconds",
+            "Time from the first header to the end of the reply",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        searches = Histogram(
+            "nearfield_search_seconds",
+            "Time of a query by stage: waiting for a permit, parsing, searching, writing the reply",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.search_wait = searches.labels("queue")
+        self.search_parse = searches.labels("parse")
+        self.search_engine = searches.labels("engine")
+        self.search_encode = searches.labels("encode")
+        depth = Gauge(
+            "nearfield_queue_depth",
+            "Requests let in that are not yet at work",
+            ["lane"],
+            registry=self.registry,
+        )
+        for lane in lanes:
+            depth.labels(lane.name).set_function(lambda lane=lane: lane.waiting)  # type: ignore[misc]
+        build = Gauge("nearfield_build_info", "Version of the running service", ["version"], registry=self.registry)
+        build.labels(version).set(1)
+        self.registry.register(EngineCollector(engine))
+        ProcessCollector(registry=self.registry)
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        known = method if method in KNOWN_METHODS else "other"
+        self._requests.labels(route, known, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def render(self) -> bytes:
+        """The Prometheus text of this moment; asks the engine, so call it in a thread."""
+        return generate_latest(self.registry)
+
+
+class EngineCollector(Collector):
+    """The engine's statistics as metric families; read when scraped, never in between."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: without this the registry would ask the engine at registration."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        collections = stats["collections"]
+        yield from _per_collection(collections)
+        bytes_by_part = GaugeMetricFamily(
+            "nearfield_index_bytes", "Bytes on disk by part", labels=["collection", "part"]
+        )
+        for collection in collections:
+            for part, size in collection["bytes"].items():
+                bytes_by_part.add_metric([collection["name"], part], float(size))
+        yield bytes_by_part
+        jobs = GaugeMetricFamily("nearfield_jobs", "Jobs by state", labels=["state"])
+        for state in ("running", "queued"):
+            jobs.add_metric([state], float(stats["jobs"][state]))
+        yield jobs
+        yield GaugeMetricFamily("nearfield_collections", "Collections", value=float(len(collections)))
+
+
+def _per_collection(collections: list[dict[str, Any]]) -> Iterator[Metric]:
+    families: list[tuple[str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = [
+        ("points", GaugeMetricFamily, "nearfield_points", "Points alive"),
+        ("segments", GaugeMetricFamily, "nearfield_segments", "Segments that a query reads"),
+        ("tail_points", GaugeMetricFamily, "nearfield_tail_points", "Points in memory, not yet in a segment"),
+        ("sequence", GaugeMetricFamily, "nearfield_sequence", "Number of the last change"),
+        ("queries", CounterMetricFamily, "nearfield_queries", "Queries answered"),
+        ("distances", CounterMetricFamily, "nearfield_distance_computations", "Distances computed"),
+        ("exact_rows", CounterMetricFamily, "nearfield_exact_rows", "Rows scanned exactly"),
+    ]
+    for key, family, name, text in families:
+        metric = family(name, text, labels=["collection"])
+        for collection in collections:
+            if key in collection:
+                metric.add_metric([collection["name"]], float(collection[key]))
+        yield metric

@@ -1,0 +1,7 @@
+"""The addresses of the service, one module per subject; ``ALL`` is every router in the order of trial."""
+
+from __future__ import annotations
+
+from nearfield_server.routes import collections, jobs, points, quality, query, system
+
+ALL = (query.router, points.router, collections.router, jobs.router, quality.router, system.router)

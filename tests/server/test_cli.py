@@ -1,0 +1,278 @@
+"""The command line on real data: files in, answers out, exit codes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from nearfield_server.cli import app
+
+ROWS = 50
+DIM = 8
+VECTORS = np.random.default_rng(5).normal(size=(ROWS, DIM)).astype(np.float32)
+COLORS = ["red" if row % 2 else "blue" for row in range(ROWS)]
+
+
+def run(*arguments: Any, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def parquet(path: Path) -> Path:
+    table = pa.table(
+        {
+            "sku": [f"p{row}" for row in range(ROWS)],
+            "embedding": pa.FixedSizeListArray.from_arrays(VECTORS.reshape(-1), DIM),
+            "color": COLORS,
+            "price": pa.array(range(ROWS), pa.int32()),
+            "other": pa.array(VECTORS.tolist(), pa.list_(pa.float32())),
+            "blob": pa.array([b"x"] * ROWS),
+        }
+    )
+    pq.write_table(table, path / "points.parquet", row_group_size=20)
+    return path / "points.parquet"
+
+
+def jsonl(path: Path, name: str = "points.jsonl") -> Path:
+    rows = (
+        {
+            "sku": f"p{row}",
+            "embedding": VECTORS[row].tolist(),
+            "color": COLORS[row],
+            "attributes": {"price": row},
+        }
+        for row in range(ROWS)
+    )
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    return path / name
+
+
+def csv(path: Path) -> Path:
+    lines = ["sku,color,price,zip"] + [f"p{row},{COLORS[row]},{row},007" for row in range(ROWS)]
+    (path / "points.csv").write_text("\n".join(lines))
+    np.save(path / "vectors.npy", VECTORS)
+    return path / "points.csv"
+
+
+def npz(path: Path) -> Path:
+    ids = np.array([f"p{row}" for row in range(ROWS)])
+    np.savez(path / "points.npz", embedding=VECTORS, sku=ids, color=np.array(COLORS), price=np.arange(ROWS))
+    return path / "points.npz"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def found(data: Path, *more: str) -> list[dict[str, Any]]:
+    """The hits of the vector of row 7."""
+    vector = json.dumps(VECTORS[7].tolist())
+    output = run("query", "c", "--vector", vector, "-k", 3, "--json", "--data", data, *more).stdout
+    hits: list[dict[str, Any]] = json.loads(output)["hits"]
+    return hits
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (parquet, ["--vector", "embedding"]),
+        (parquet, []),
+        (jsonl, ["--vector", "embedding"]),
+        (lambda path: jsonl(path, "points.jsonl.gz"), ["--vector", "embedding"]),
+        (csv, ["--vectors", "vectors.npy"]),
+        (npz, ["--vector", "embedding"]),
+    ],
+    ids=["parquet", "parquet, found by type", "jsonl", "jsonl.gz", "csv", "npz"],
+)
+def test_import(
+    make: Callable[[Path], Path],
+    options: list[str],
+    tmp_path: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("import", "c", make(tmp_path), "--id", "sku", *options, "--data", data)
+    assert f"{ROWS} points written to c" in result.output
+    hits = found(data)
+    assert hits[0]["id"] == "p7"
+    assert hits[0]["score"] == pytest.approx(1.0, abs=1e-5)
+    assert (hits[0]["attributes"]["color"], hits[0]["attributes"]["price"]) == ("red", 7)
+    assert [hit["id"] for hit in found(data, "--filter", '{"price": 8}')] == ["p8"]
+
+
+def test_import_npy_numbers_its_rows(tmp_path: Path, data: Path) -> None:
+    np.save(tmp_path / "m.npy", VECTORS.astype(np.float64))
+    run("import", "c", tmp_path / "m.npy", "--data", data, "--metric", "l2")
+    assert found(data)[0]["id"] == 7
+    np.save(tmp_path / "q.npy", VECTORS[9])
+    assert " 9 " in run("query", "c", "--vector", f"@{tmp_path / 'q.npy'}", "--data", data).stdout
+
+
+def test_import_into_what_exists_and_again(tmp_path: Path, data: Path) -> None:
+    file = npz(tmp_path)
+    for _ in range(2):
+        run("import", "c", file, "--id", "sku", "--vector", "embedding", "--data", data)
+    assert f" {ROWS} " in run("collections", "--data", data).stdout
+
+
+def test_csv_keeps_what_is_not_a_number(tmp_path: Path, data: Path) -> None:
+    file = csv(tmp_path)
+    run("import", "c", file, "--id", "sku", "--vectors", tmp_path / "vectors.npy", "--data", data)
+    assert found(data)[0]["attributes"]["zip"] == "007"
+
+
+def test_rows_without_a_vector(tmp_path: Path, data: Path) -> None:
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"id": 1, "vector": [1, 0]}\n{"id": 2, "color": "red"}\n\n{"id": 3, "vector": [0, 1]}\n')
+    assert "3 points written" in run("import", "c", file, "--data", data).output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.xyz", b"", "cannot tell what a.xyz is"),
+        ("a", b"", "cannot tell what a is"),
+        ("a.jsonl", b"{}\nnope\n", "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b"[1]\n", "a.jsonl, line 1: not an object"),
+        ("a.jsonl", b'{"id": 1, "vector": "red"}\n', "row 0: the vector is not a JSON list"),
+        ("a.jsonl", b'{"id": 1, "vector": ["a"]}\n', "row 0: the vector is not a list of numbers"),
+        ("a.jsonl", b'{"id": 1}\n', "the dimension is unknown"),
+        ("a.npy", b"not numpy", "a.npy cannot be read"),
+        ("a.npz", b"not numpy", "a.npz cannot be read"),
+        ("a.parquet", b"not parquet", "a.parquet is not Parquet"),
+    ],
+)
+def test_files_that_cannot_be_imported(tmp_path: Path, data: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    result = run("import", "c", tmp_path / name, "--data", data, code=1)
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_missing_file_and_column(tmp_path: Path, data: Path) -> None:
+    assert "nowhere.npy" in run("import", "c", tmp_path / "nowhere.npy", "--data", data, code=1).output
+    result = run("import", "c", parquet(tmp_path), "--vector", "colour", "--data", data, code=1)
+    assert "there is no column colour" in result.output
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = parquet(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert "nearfield[arrow]" in run("import", "c", file, "--data", data, code=1).output
+
+
+def test_query_and_optimize(tmp_path: Path, data: Path) -> None:
+    run("import", "c", npz(tmp_path), "--id", "sku", "--vector", "embedding", "--data", data)
+    run("optimize", "c", "--data", data)
+    table = run("query", "c", "--id", "p7", "-k", 2, "--exact", "--recall", 0.9, "--data", data).stdout
+    assert "color" in table
+    assert " ms" in table
+    assert "indexed" not in run("query", "c", "--id", "p7", "--json", "--data", data).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "either --vector or --id"),
+        (["--vector", "[1]", "--id", "a"], "either --vector or --id"),
+        (["--vector", "[1"], "--vector is not JSON"),
+        (["--vector", "{}"], "--vector must be a JSON list"),
+        (["--id", "a", "--filter", "red"], "--filter is not JSON"),
+    ],
+)
+def test_query_usage(data: Path, arguments: list[str], message: str) -> None:
+    assert message in run("query", "c", *arguments, "--data", data, code=2).output
+
+
+def test_unknown_collection_is_one_line(data: Path) -> None:
+    output = run("query", "nope", "--id", "a", "--data", data, code=1).output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_doctor(tmp_path: Path, data: Path) -> None:
+    run("import", "c", npz(tmp_path), "--id", "sku", "--vector", "embedding", "--data", data)
+    assert "all in order" in run("doctor", data).output
+    assert "no data directory" in run("doctor", tmp_path / "nowhere", code=1).output
+
+
+def test_doctor_finds_and_repairs_damage(tmp_path: Path, data: Path) -> None:
+    run("import", "c", npz(tmp_path), "--id", "sku", "--vector", "embedding", "--data", data)
+    run("optimize", "c", "--data", data)
+    (vectors,) = data.glob("collections/*/segments/*/vectors-vector")
+    damaged = bytearray(vectors.read_bytes())
+    damaged[500] ^= 1
+    vectors.write_bytes(damaged)
+    output = run("doctor", data, code=1).output
+    assert "c: damaged" in output
+    assert "vectors-vector" in output
+    run("doctor", data, "--repair")
+    assert "all in order" in run("doctor", data).output
+    assert found(data)[0]["id"] == "p7"
+
+
+def test_commands_against_a_server(start_process: Callable[..., Any], tmp_path: Path, data: Path) -> None:
+    server = start_process(data, NEARFIELD_API_KEYS="the-only-key")
+    reach = ("--url", server.url, "--api-key", "the-only-key")
+    run("import", "c", npz(tmp_path), "--id", "sku", "--vector", "embedding", *reach)
+    assert "p7" in run("query", "c", "--id", "p8", "-k", ROWS, *reach).stdout
+    assert f" {ROWS} " in run("collections", *reach).stdout
+    run("collections", "--url", server.url, code=1)
+    run("healthcheck", "--url", server.url)
+    assert str(server.process.pid) in run("doctor", data, code=3).output
+    run("collections", "--data", data, code=3)
+    server.stop()
+    assert "not ready" in run("healthcheck", "--url", server.url, code=1).output
+
+
+def test_serve_refuses_to_be_open_to_all(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "nearfield_server",
+        "serve",
+        "--host",
+        "0.0.0.0",
+        "--data",
+        str(tmp_path),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 2
+    said = ended.stderr.strip()
+    assert said.startswith("nearfield: refusing to listen on 0.0.0.0 without an API key: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """``nearfield --help`` answers at once: what is slow to import waits for the command that needs it."""
+    script = (
+        "import sys\nfrom nearfield_server.cli import app\n"
+        "try:\n    app(['--help'], prog_name='nearfield')\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'faiss', 'fastapi', 'pydantic', 'uvicorn', 'nearfield', 'httpx2', 'pyarrow'}\n"
+        "print('loaded', sorted(heavy & set(sys.modules)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert "Commands:" in ended.stdout
+    assert "loaded []" in ended.stdout
+
+
+def test_module_runs() -> None:
+    command = [sys.executable, "-m", "nearfield_server", "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    for name in ("serve", "import", "query", "collections", "optimize", "doctor", "healthcheck", "demo"):
+        assert name in ended.stdout
