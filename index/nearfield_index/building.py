@@ -155,7 +155,7 @@ class Builder:
             base = len(ids)
             vkeys = [p.vkey for p in points]
             for name, spec in self._live.schema.vectors.items():
-                positions, matrix = self._store.vectors(name, vkeys, spec.dim)
+                positions, matrix = self._live.vectors(name, vkeys, spec.dim)
                 if len(positions):
                     blocks.setdefault(name, []).append((positions + base, stored(matrix, spec.metric)))
             found_pks += [p.pk for p in points]

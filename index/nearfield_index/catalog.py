@@ -36,17 +36,26 @@ class Catalog:
         self.path = path
         self.limits = limits
         path.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock(path)
-        _check_file_system(path)
-        self._check_format()
-        self.maintenance = Maintenance()
         self.broken: dict[str, str] = {}
         """Collections that could not be opened, by name or directory, with the reason."""
         self._guard = Lock()
+        self._closed = False
         self._collections: dict[str, Collection] = {}
         self._root = path / "collections"
-        self._root.mkdir(exist_ok=True)
-        self._open_all()
+        self._lock_file = _lock(path)
+        try:
+            _check_file_system(path)
+            self._check_format()
+            self._root.mkdir(exist_ok=True)
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+        self.maintenance = Maintenance()
+        try:
+            self._open_all()
+        except BaseException:
+            self.close()
+            raise
 
     def _check_format(self) -> None:
         path = self.path / "FORMAT"
@@ -74,12 +83,19 @@ class Catalog:
                 _log.error("collection in %s does not open: %s", directory.name, error.message)
 
     def close(self) -> None:
-        """Stop the worker, close every collection, release the directory."""
+        """Stop the worker, close every collection, release the directory. Closing twice is no error."""
+        with self._guard:
+            if self._closed:
+                return
+            self._closed = True
+            collections = list(self._collections.values())
+            self._collections.clear()
         self.maintenance.close()
-        for collection in self._collections.values():
-            collection.close()
-        self._collections.clear()
-        os.close(self._lock_file)
+        try:
+            for collection in collections:
+                collection.close()
+        finally:
+            os.close(self._lock_file)
 
     def list(self) -> list[Collection]:
         """All collections by name."""
@@ -103,6 +119,8 @@ class Catalog:
         checked = check_name(name)
         schema = parse_schema(body, limits=self.limits)
         with self._guard:
+            if self._closed:
+                raise StorageFailed("the data directory was closed", code="closed")
             found = self._collections.get(checked)
             if found is not None:
                 check_same(found.schema, body, schema)

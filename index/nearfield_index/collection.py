@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from nearfield_index.errors import Conflict, InvalidRequest, NearfieldError, Not
 from nearfield_index.execution.query import Query, Selection
 from nearfield_index.execution.run import Report, Search, run
 from nearfield_index.execution.topk import Candidates
-from nearfield_index.filters.expr import Expr, fields
+from nearfield_index.filters.expr import Expr, fields, ids_of
 from nearfield_index.filters.facets import merge_facets
 from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
@@ -26,7 +27,7 @@ from nearfield_index.quality import calibration
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.schema import Schema, schema_from_wire
 from nearfield_index.segments.live import LiveSegments
-from nearfield_index.segments.part import Keys
+from nearfield_index.segments.part import FindKeys, Keys
 from nearfield_index.segments.view import View
 from nearfield_index.storage.commits import GroupCommit, Write
 from nearfield_index.storage.rows import RowStore, StoredPoint
@@ -66,6 +67,8 @@ class Collection:
         self.builder = Builder(self.name, self.store, self.live, self.reservoir, self.commits.turn, maintenance)
         self.queries = 0
         self.exact_rows = 0
+        self.altering = Lock()
+        """Held from reading the schema to storing a changed one."""
         self._closed = False
         self.builder.schedule()
 
@@ -123,28 +126,45 @@ class Collection:
             rows = [orjson.loads(p.attributes) for p in points]
             check_attributes(rows, schema=schema, limits=self.limits, row_at="attributes")
 
-    def keys_of(self, ids: Sequence[PointId]) -> Keys:
-        """Row keys of the ids that exist."""
-        return np.array([p.pk for p in self.store.find(ids)], dtype=np.int64)
+    def view_for(self, exprs: Sequence[Expr | None]) -> tuple[View, FindKeys]:
+        """The view of now, with the row keys that ids had in it. A point is known to the row store a moment
+        before it is in the view: the two are taken at one sequence, or a filter by id would miss a point that is
+        being written."""
+        wanted = set[PointId]().union(*(ids_of(expr) for expr in exprs if expr is not None))
+        if not wanted:
+            return self.live.view, _no_keys
+        for _ in range(_RETRIES):
+            view = self.live.view
+            sequence, keys = self.store.keys_of(wanted)
+            if sequence == view.sequence:
+                break
+        else:
+            with self.commits.turn:
+                view = self.live.view
+                _, keys = self.store.keys_of(wanted)
+        return view, lambda ids: np.array([keys[i] for i in ids if i in keys], dtype=np.int64)
 
-    def matching_keys(self, view: View, expr: Expr | None) -> Keys:
-        """Row keys of the live points of a view that pass a filter, ascending."""
+    def matching_keys(self, expr: Expr | None) -> Keys:
+        """Row keys of the live points that pass a filter, ascending."""
         found = [np.empty(0, dtype=np.int64)]
+        view, find_keys = self.view_for([expr])
         for part in view.parts:
-            passing = part.passing(expr, self.keys_of)
+            passing = part.passing(expr, find_keys)
             found.append(part.part.pks if passing is None else part.part.pks[passing.rows()])
         return np.sort(np.concatenate(found))
 
-    def count(self, view: View, expr: Expr | None) -> int:
+    def count(self, expr: Expr | None) -> int:
         """Live points that pass a filter."""
-        passing = (part.passing(expr, self.keys_of) for part in view.parts)
+        view, find_keys = self.view_for([expr])
+        passing = (part.passing(expr, find_keys) for part in view.parts)
         return sum(part.count if p is None else p.count for part, p in zip(view.parts, passing, strict=True))
 
     def facet(self, name: str, expr: Expr | None, limit: int) -> list[tuple[Any, int]]:
         """Values of an attribute with how many live, passing points have each."""
         counted = []
-        for part in self.live.view.parts:
-            passing = part.passing(expr, self.keys_of)
+        view, find_keys = self.view_for([expr])
+        for part in view.parts:
+            passing = part.passing(expr, find_keys)
             counted.append(part.part.facet(name, ~part.dead if passing is None else passing))
         return list(merge_facets(counted, limit))
 
@@ -170,8 +190,8 @@ class Collection:
         search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, query.recall, deadline)
         metric = self.schema.vectors[query.field].metric
         for attempt in range(_RETRIES):
-            view = self.live.view
-            found, report = run(view, search, metric, self.builder.calibrations, self.keys_of)
+            view, find_keys = self.view_for(query.filters)
+            found, report = run(view, search, metric, self.builder.calibrations, find_keys)
             found = _cut(found, query, own)
             pks = np.unique(found.pks[found.pks >= 0])
             stored = self._stored(pks, query.selection)
@@ -235,6 +255,10 @@ class Collection:
 
     def _calibrated_on_rows(self, field: str) -> bool:
         return any(c.source == "rows" for (_, name), c in self.builder.calibrations.items() if name == field)
+
+
+def _no_keys(ids: Sequence[PointId]) -> Keys:
+    return np.empty(0, dtype=np.int64)
 
 
 def _cut(found: Candidates, query: Query, own: Keys | None) -> Candidates:

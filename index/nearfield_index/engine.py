@@ -133,19 +133,22 @@ class Engine:
         """Add vector fields or attributes, or change index settings (which starts a job)."""
         collection = self._catalog.get(name)
         check_object(body, at="body", known=frozenset({"vectors", "attributes", "index"}))
-        schema = self._altered(collection.schema, body)
-        if schema == collection.schema:
-            return describing.describe(collection)
-        retyped = schema.attributes != collection.schema.attributes and bool(collection.live.view.count)
-        rebuild = schema.index != collection.schema.index or retyped
-        collection.use_schema(schema, rewrite=retyped)
+        with collection.altering:
+            schema = self._altered(collection.schema, body)
+            if schema == collection.schema:
+                return describing.describe(collection)
+            retyped = schema.attributes != collection.schema.attributes and bool(collection.live.view.count)
+            rebuild = schema.index != collection.schema.index or retyped
+            collection.use_schema(schema, rewrite=retyped)
         return collection.builder.optimize().to_wire() if rebuild else describing.describe(collection)
 
     def _altered(self, old: Schema, body: Body) -> Schema:
-        added = {"vectors": body.get("vectors") or {DEFAULT_FIELD: {"dim": 1}}}
-        asked = parse_schema(added | {"attributes": body.get("attributes") or {}}, limits=self._limits)
+        added = _given(body, "vectors", {})
+        # Nothing to add is no schema of its own: the field there is stands in for one.
+        checked = {"vectors": {DEFAULT_FIELD: {"dim": 1}} if added == {} else added}
+        asked = parse_schema(checked | {"attributes": _given(body, "attributes", {})}, limits=self._limits)
         vectors = dict(old.vectors)
-        for name, spec in (asked.vectors if body.get("vectors") else {}).items():
+        for name, spec in ({} if added == {} else asked.vectors).items():
             if vectors.setdefault(name, spec) != spec:
                 raise Conflict("a vector field cannot change", code="schema_conflict", field=f"vectors.{name}")
         if len(vectors) > 64:
@@ -177,7 +180,7 @@ class Engine:
     def patch_points(self, name: str, body: Body) -> Json:
         collection = self._catalog.get(name)
         check_object(body, at="body", known=frozenset({"ids", "filter", "set", "unset"}))
-        assign, unset = body.get("set") or {}, body.get("unset") or []
+        assign, unset = _given(body, "set", {}), _given(body, "unset", [])
         if not isinstance(assign, dict):
             raise InvalidRequest("must be an object of attributes", code="attribute_type", field="set")
         if not isinstance(unset, (list, tuple)):
@@ -211,7 +214,7 @@ class Engine:
         if body["filter"] is None:
             raise InvalidRequest("must be an object; {} means every point", code="filter_type", field="filter")
         expr = parse_filter_of(body, schema=collection.schema, limits=self._limits)
-        return lambda: collection.matching_keys(collection.live.view, expr).tolist()
+        return lambda: collection.matching_keys(expr).tolist()
 
     def get_points(self, name: str, body: Body) -> Json:
         collection = self._catalog.get(name)
@@ -227,8 +230,7 @@ class Engine:
         collection = self._catalog.get(name)
         check_object(body, at="body", known=frozenset({"filter"}))
         expr = parse_filter_of(body, schema=collection.schema, limits=self._limits)
-        view = collection.live.view
-        return {"count": collection.count(view, expr), "warnings": collection.warnings(view, [expr])}
+        return {"count": collection.count(expr), "warnings": collection.warnings(collection.live.view, [expr])}
 
     def scan_points(self, name: str, body: Body) -> Json:
         collection = self._catalog.get(name)
@@ -240,9 +242,11 @@ class Engine:
         if expr is None:
             pks = collection.store.keys(after=after, limit=limit).tolist()
         else:
-            pks = reading.next_keys(collection.matching_keys(collection.live.view, expr), after, limit)
+            pks = reading.next_keys(collection.matching_keys(expr), after, limit)
         points = reading.points_to_wire(collection, collection.store.fetch(pks), selection)
-        cursor = reading.encode_cursor(pks[-1]) if len(pks) == limit else None
+        # A key that is gone may have been a point updated meanwhile: it comes again under its new, higher key.
+        more = len(pks) == limit or len(points) < len(pks)
+        cursor = reading.encode_cursor(pks[-1]) if more else None
         return {"points": points, "next_cursor": cursor}
 
     def facet(self, name: str, body: Body) -> Json:
@@ -311,3 +315,9 @@ class Engine:
 
     def cancel_job(self, job_id: str) -> Json:
         return self._catalog.maintenance.jobs.cancel(job_id).to_wire()
+
+
+def _given(body: Body, key: str, default: Any) -> Any:
+    """A part of the request, or the default where it is missing or null."""
+    value = body.get(key)
+    return default if value is None else value

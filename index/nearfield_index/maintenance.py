@@ -26,6 +26,7 @@ class Maintenance:
         self._queue: queue.PriorityQueue[tuple[int, int, Job | None, Work | None]] = queue.PriorityQueue(_MOST_QUEUED)
         self._order = itertools.count()
         self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop, name="nearfield-maintenance", daemon=True)
         self._thread.start()
 
@@ -38,6 +39,9 @@ class Maintenance:
             if same is not None:
                 return same
             job = Job(kind, collection)
+            if self._closed:  # nobody would ever run it, and whoever waits for it would wait for ever
+                job.finish("cancelled")
+                return job
             try:
                 self._queue.put_nowait((priority, next(self._order), job, work))
             except queue.Full:
@@ -55,6 +59,8 @@ class Maintenance:
 
     def close(self) -> None:
         """Cancel what runs, drop what waits, end the thread."""
+        with self._lock:
+            self._closed = True
         for job in self.jobs.list():
             if job.active:
                 job.cancel()

@@ -45,7 +45,7 @@ class PutPoints:
             store.upsert(change, self.points.take(sorted(keep)))
 
     def _choose(self, store: RowStore, ids: Sequence[PointId]) -> list[int]:
-        known = {p.id for p in store.find_for_write(ids)}
+        known = {row.id for row in store.doomed(ids)}
         if self.mode == "insert":
             first: dict[PointId, int] = {}
             for n, point_id in enumerate(ids):
@@ -80,11 +80,11 @@ class DeletePoints:
 
     def apply(self, store: RowStore, change: Change) -> None:
         if callable(self.targets):
-            found = store.keys_for_write(self.targets())
+            found = store.doomed_keys(self.targets())
         else:
-            found = store.find_for_write(dict.fromkeys(self.targets))
+            found = store.doomed(dict.fromkeys(self.targets))
         self.count = len(found)
-        store.kill(change, [(p.pk, p.vkey) for p in found])
+        store.kill(change, found)
 
 
 @dataclass

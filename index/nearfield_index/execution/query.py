@@ -177,7 +177,9 @@ def parse_selection(body: Mapping[str, Any]) -> Selection:
         if not isinstance(select, (list, tuple)) or len(select) > 256:
             raise InvalidRequest("must be true, false or a list of attribute names", field="select")
         select = tuple(check_attribute_name(name, at="select") for name in select)
-    extra = body.get("with") or []
+    extra = body.get("with")
+    if extra is None:
+        extra = []
     if not isinstance(extra, (list, tuple)) or any(not isinstance(e, str) or e not in _EXTRAS for e in extra):
         raise InvalidRequest("must be a list of 'vectors' and 'text'", field="with")
     return Selection(select, "vectors" in extra, "text" in extra)

@@ -189,6 +189,19 @@ def fields(expr: Expr) -> set[str]:
             return set()
 
 
+def ids_of(expr: Expr) -> set[int | str]:
+    """Every id the tree asks for."""
+    match expr:
+        case Ids(ids):
+            return set(ids)
+        case And(children) | Or(children):
+            return set[int | str]().union(*(ids_of(child) for child in children))
+        case Not(child):
+            return ids_of(child)
+        case _:
+            return set()
+
+
 def match_any(name: str, values: Values) -> Expr:
     """At least one of ``values``; with none there is nothing to match."""
     return Match(name, values) if len(values) else Nothing()

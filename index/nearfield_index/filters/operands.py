@@ -125,7 +125,7 @@ def point_id(value: object, path: str) -> int | str:
         value = value.item()
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _ID_END:
         return int(value)
-    if isinstance(value, str) and is_text(value) and 1 <= len(value.encode()) <= 256:
+    if isinstance(value, str) and is_text(value) and 1 <= len(value.encode()) <= 256 and "\0" not in value:
         return str(value)
     hint = "an id is a string of 1..256 bytes or an integer 0..2^63-1"
     if isinstance(value, list | tuple):

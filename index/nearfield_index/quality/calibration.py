@@ -1,7 +1,7 @@
 """Which setting reaches which recall: measured on queries against exact answers, on this machine.
 
 Rows of a collection are easier than queries. Real queries are used where there are enough; until then the worse
-of held-out rows and rows with noise of their own length counts. Filters are tried at several selectivities, each as
+of held-out rows and rows with noise of their own length (spread as the data is) counts. Filters are tried at several selectivities, each as
 a random set of rows and as a run of neighbouring clusters (a filter that correlates with the vectors); the worse
 counts.
 """
@@ -84,13 +84,20 @@ def _probes(field: FieldPart, sample: Floats, random: np.random.Generator) -> tu
         return "queries", [_Probe(queried(chosen, field.metric), np.full(len(chosen), -1))]
     rows = np.sort(random.permutation(len(field))[:_SAMPLE])
     vectors = np.array(original(field.matrix[rows], field.metric))
-    noise = random.standard_normal(vectors.shape).astype(np.float32)
+    noise = _noise(field, vectors.shape[0], random)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    noisy = vectors + noise * (lengths / np.linalg.norm(noise, axis=1, keepdims=True))
+    noisy = vectors + noise * (lengths / np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30))
     return "rows", [
         _Probe(queried(vectors, field.metric), rows),
         _Probe(queried(noisy, field.metric), np.full(len(rows), -1)),
     ]
+
+
+def _noise(field: FieldPart, count: int, random: np.random.Generator) -> Floats:
+    """Gaussian noise with the covariance of the data: noise that fills all dimensions alike is no query's."""
+    others = original(field.matrix[np.sort(random.permutation(len(field))[:_SAMPLE])], field.metric)
+    centred = others - others.mean(axis=0)
+    return np.asarray(random.standard_normal((count, len(others))) @ centred, dtype=np.float32)
 
 
 def _filters(n: int, share: float, random: np.random.Generator) -> list[Bitmap | None]:

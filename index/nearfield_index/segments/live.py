@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import orjson
@@ -16,7 +17,7 @@ from nearfield_index.errors import Corrupt, NearfieldError
 from nearfield_index.points import FieldVectors, Points
 from nearfield_index.schema import Schema
 from nearfield_index.segments.mutable import MutableSegment
-from nearfield_index.segments.part import Keys, LivePart
+from nearfield_index.segments.part import Floats, Keys, LivePart
 from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.view import View
 from nearfield_index.segments.writer import write_flat
@@ -45,7 +46,13 @@ class LiveSegments:
         self._generation = 0
         self.findings: list[str] = []
         """What opening found and mended, in words."""
-        self.view = self._open()
+        self._shown: View | None = None
+        self._view = self._open()
+
+    @property
+    def view(self) -> View:
+        """What is searched now: segments and the tail, last."""
+        return self._view if self._shown is None else self._shown
 
     # ------------------------------------------------------------------ opening
 
@@ -57,11 +64,11 @@ class LiveSegments:
         held = np.concatenate([np.empty(0, dtype=np.int64), *(p.part.pks for p in parts)])
         missing = np.setdiff1d(live, held, assume_unique=True)
         self._sweep({p.part.name for p in parts})
-        self.view = View(self._store.sequence, (*parts, self._tail_part()))
+        self._view = View(self._store.sequence, (*parts, self._tail_part()))
         if len(parts) < len(manifest.segments):
-            self._publish(self.view)
+            self._publish(self._view)
         self._replay(missing)
-        return self.view
+        return self._view
 
     def _read_manifest(self) -> Manifest:
         path = self._directory / "MANIFEST.json"
@@ -103,7 +110,7 @@ class LiveSegments:
         for start in range(0, len(pks), _REPLAY_ROWS):
             found = self.readable(pks[start : start + _REPLAY_ROWS])
             if found:
-                self.append([stored_points(self._store, self.schema, found)])
+                self.append([stored_points(self, self.schema, found)])
                 self.seal_if_due()
 
     def readable(self, pks: Keys) -> list[StoredPoint]:
@@ -116,26 +123,46 @@ class LiveSegments:
                 try:
                     found += self._store.fetch([pk])
                 except Corrupt as error:
-                    self.findings.append(f"{error.message}; it is left out of searches")
+                    self._find(f"{error.message}; it is left out of searches")
             return found
+
+    def vectors(self, name: str, vkeys: Sequence[int], dim: int) -> tuple[Keys, Floats]:
+        """Stored vectors as :meth:`RowStore.vectors` gives them, but for those that fail their checksum: each of
+        them is reported, and its point is there without it."""
+        try:
+            return self._store.vectors(name, vkeys, dim)
+        except Corrupt:
+            good = []
+            for position, vkey in enumerate(vkeys):
+                try:
+                    self._store.vectors(name, [vkey], dim)
+                    good.append(position)
+                except Corrupt as error:
+                    self._find(f"{error.message}; searches do not find it")
+            positions, matrix = self._store.vectors(name, [vkeys[p] for p in good], dim)
+            return np.array(good, dtype=np.int64)[positions], matrix
+
+    def _find(self, finding: str) -> None:
+        if finding not in self.findings:
+            self.findings.append(finding)
 
     # ------------------------------------------------------------------ changes
 
     def apply(self, change: Change) -> None:
         """Make a committed change visible."""
         self.append(change.born)
-        self.view = self.view.without(change.dead, self._store.sequence)
+        self._view = self._view.without(change.dead, self._store.sequence)
 
     def append(self, born: Sequence[tuple[Keys, Points]]) -> None:
         """Add new points to the tail."""
         for keys, points in born:
             self._tail.append(keys, points)
-        self.view = self.view.with_tail(self._tail.snapshot(), self._store.sequence)
+        self._view = self._view.with_tail(self._tail.snapshot(), self._store.sequence)
 
     @property
     def tail_size(self) -> tuple[int, int]:
         """Live rows and bytes of the tail."""
-        return self.view.parts[-1].count, self._tail.nbytes
+        return self._view.parts[-1].count, self._tail.nbytes
 
     def seal_if_due(self) -> bool:
         """Seal the tail once it has grown to its bound; returns whether it did."""
@@ -145,8 +172,8 @@ class LiveSegments:
         """Turn the tail into a flat, mapped segment. Returns whether there was anything to seal."""
         if not len(self._tail):
             return False
-        last = self.view.parts[-1]
-        parts = list(self.view.parts[:-1])
+        last = self._view.parts[-1]
+        parts = list(self._view.parts[:-1])
         tail = self._tail.snapshot()
         live = (~last.dead).rows()
         if len(live):
@@ -157,21 +184,26 @@ class LiveSegments:
         self._tail = MutableSegment(self.schema)
         view = View(self._store.sequence, (*parts, self._tail_part()))
         self._publish(view)
-        self.view = view
+        self._view = view
         return True
 
     def replace(self, old: Sequence[str], new: Segment | None) -> None:
-        """Put one finished segment in the place of those it was made from; deaths meanwhile carry over."""
-        gone = [p for p in self.view.parts if p.part.name in old]
-        kept = [p for p in self.view.parts[:-1] if p.part.name not in old]
+        """Put one finished segment in the place of those it was made from; deaths meanwhile carry over. When
+        those are gone already (all rows were indexed anew meanwhile), the new one is thrown away."""
+        if not set(old) <= {p.part.name for p in self._view.parts}:
+            if new is not None:
+                _remove(self._segments / new.name)
+            return
+        gone = [p for p in self._view.parts if p.part.name in old]
+        kept = [p for p in self._view.parts[:-1] if p.part.name not in old]
         if new is not None:
             dead = [p.part.pks[p.dead.rows()] for p in gone if p.dead.count]
             pks = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *dead]))
             rows = np.sort(new.rows_of(pks))
             kept.append(LivePart(new, Bitmap.from_rows(new.count, rows)))
-        view = View(self.view.sequence, (*kept, self.view.parts[-1]))
+        view = View(self._view.sequence, (*kept, self._view.parts[-1]))
         self._publish(view)
-        self.view = view
+        self._view = view
         for name in old:
             # Mapped pages stay readable for the queries that still hold them.
             _remove(self._segments / name)
@@ -187,17 +219,19 @@ class LiveSegments:
         self.schema = schema
         self._tail = MutableSegment(schema)
         if not rewrite:
-            self.view = View(self._store.sequence, (*self.view.parts[:-1], self._tail_part()))
+            self._view = View(self._store.sequence, (*self._view.parts[:-1], self._tail_part()))
             return
-        old = [p.part.name for p in self.view.parts[:-1]]
-        before = self.view
-        self.view = View(self._store.sequence, (self._tail_part(),))
+        old = [p.part.name for p in self._view.parts[:-1]]
+        self._shown = before = self._view  # readers go on with it until the new one is whole
+        self._view = View(self._store.sequence, (self._tail_part(),))
         try:
             self._replay(self._store.keys())
             self.seal()
         except BaseException:
-            self.view = before
+            self._view = before
             raise
+        finally:
+            self._shown = None
         for name in old:
             _remove(self._segments / name)
 
@@ -215,7 +249,13 @@ class LiveSegments:
             _log.warning("the change feed was not trimmed: %s", error)
 
 
-def stored_points(store: RowStore, schema: Schema, found: Sequence[StoredPoint]) -> tuple[Keys, Points]:
+class Vectors(Protocol):
+    """Where stored vectors are read."""
+
+    def vectors(self, name: str, vkeys: Sequence[int], dim: int) -> tuple[Keys, Floats]: ...
+
+
+def stored_points(store: Vectors, schema: Schema, found: Sequence[StoredPoint]) -> tuple[Keys, Points]:
     """Stored rows as a batch of points with their row keys, vectors included."""
     vkeys = [p.vkey for p in found]
     vectors = {}

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import apsw
 import apsw.sqlite_extra
 
-from nearfield_index.errors import Corrupt, NearfieldError, OutOfSpace, StorageFailed
+from nearfield_index.errors import Corrupt, NearfieldError, NotFound, OutOfSpace, StorageFailed
 
 # Below it, two connections can lose pages when the log is reset (fixed in SQLite 3.51.3).
 _OLDEST_SQLITE = (3, 51, 3)
@@ -60,15 +60,18 @@ class Readers:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._closed = False
         self._idle: queue.LifoQueue[apsw.Connection | None] = queue.LifoQueue()
         for _ in range(_READERS):
             self._idle.put(None)
 
     @contextmanager
     def take(self) -> Iterator[apsw.Connection]:
-        """A connection nobody else uses meanwhile."""
+        """A connection nobody else uses meanwhile. Raises :class:`NotFound` after :meth:`close`."""
         connection = self._idle.get()
         try:
+            if self._closed:
+                raise NotFound("the collection was dropped or closed", code="collection_not_found", field="name")
             if connection is None:
                 connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
                 connection.pragma("query_only", "on")
@@ -80,11 +83,14 @@ class Readers:
             self._idle.put(connection)
 
     def close(self) -> None:
-        """Close every connection; waits for those in use."""
+        """Close every connection; waits for those in use. Reads that come later are refused, not left waiting."""
+        self._closed = True
         for _ in range(_READERS):
             connection = self._idle.get()
             if connection is not None:
                 connection.close()
+        for _ in range(_READERS):
+            self._idle.put(None)
 
 
 @contextmanager

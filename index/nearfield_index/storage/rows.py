@@ -8,13 +8,14 @@ of their own, which a patch of attributes keeps, so that no patch rewrites a vec
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 import numpy as np
@@ -25,6 +26,8 @@ from nearfield_index.errors import Corrupt, ReadOnly
 from nearfield_index.points import PointId, Points
 from nearfield_index.storage.atomic import sync_directory
 from nearfield_index.storage.database import Readers, named_errors, open_writer, translate
+
+_log = logging.getLogger(__name__)
 
 Keys = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -52,6 +55,14 @@ class StoredPoint:
     vkey: int
     attributes: bytes
     text: str | None
+
+
+class Doomed(NamedTuple):
+    """A row to be killed; ``vkey`` is None where the row is damaged, and with it perhaps that key."""
+
+    pk: int
+    id: PointId
+    vkey: int | None
 
 
 @dataclass
@@ -87,7 +98,8 @@ class RowStore:
         self._commits: int = meta["commits"]
         self._check_witness()
         self._witness = os.open(self._witness_path, os.O_RDWR | os.O_CREAT, 0o644)
-        self._sequence: int = meta["sequence"]
+        self._sequence: int = meta["sequence"]  # runs ahead while a transaction is open
+        self._committed: int = self._sequence
         self._fields: dict[str, int] = orjson.loads(meta["fields"])
         self._readers = Readers(self._path)
         self._failed: str | None = None
@@ -120,7 +132,7 @@ class RowStore:
     @property
     def sequence(self) -> int:
         """The number of the last committed change."""
-        return self._sequence
+        return self._committed
 
     @property
     def failed(self) -> str | None:
@@ -170,7 +182,11 @@ class RowStore:
             if isinstance(error, apsw.Error):
                 raise translate(error, "writing") from error
             raise
-        os.pwrite(self._witness, _witness(self._commits), 0)
+        self._committed = self._sequence
+        try:
+            os.pwrite(self._witness, _witness(self._commits), 0)
+        except OSError as error:  # the commit stands; an older witness only proves less
+            _log.warning("the commit witness was not written: %s", error)
 
     def _roll_back(self, error: BaseException, sequence: int) -> None:
         committing = isinstance(error, apsw.Error) and not isinstance(error, apsw.FullError)
@@ -188,7 +204,7 @@ class RowStore:
 
     def upsert(self, change: Change, points: Points) -> None:
         """Write new versions of points with distinct ids; older versions die."""
-        self.kill(change, [(p.pk, p.vkey) for p in self._find(points.ids)])
+        self.kill(change, self.doomed(points.ids))
         keys = self._number(len(points))
         self._insert(change, keys, keys, points)
         for name, part in points.vectors.items():
@@ -206,13 +222,14 @@ class RowStore:
         keys = self._number(len(points))
         self._insert(change, keys, np.array([p.vkey for p in old], dtype=np.int64), points)
 
-    def kill(self, change: Change, rows: Sequence[tuple[int, int]]) -> None:
-        """Delete points given as (pk, vkey), with their vectors."""
+    def kill(self, change: Change, rows: Sequence[Doomed]) -> None:
+        """Delete points with their vectors."""
         if not rows:
             return
-        self._kill_points(change, [pk for pk, _ in rows])
+        self._kill_points(change, [row.pk for row in rows])
+        vkeys = [(row.vkey,) for row in rows if row.vkey is not None]
         for table in self._fields.values():
-            self._writer.executemany(f"DELETE FROM vec_{table} WHERE vkey = ?", ((vkey,) for _, vkey in rows))
+            self._writer.executemany(f"DELETE FROM vec_{table} WHERE vkey = ?", vkeys)
 
     def _kill_points(self, change: Change, pks: Sequence[int]) -> None:
         self._writer.executemany("DELETE FROM point WHERE pk = ?", ((pk,) for pk in pks))
@@ -235,12 +252,18 @@ class RowStore:
         self._sequence += count
         return np.arange(first, first + count, dtype=np.int64)
 
-    def _find(self, ids: Iterable[PointId]) -> list[StoredPoint]:
-        return _points(self._writer, "id", ids)
+    def doomed(self, ids: Iterable[PointId]) -> list[Doomed]:
+        """What to kill so that these ids are gone, as the open transaction sees them. A row that fails its
+        checksum is named, too: to write or delete a damaged point is how it is mended."""
+        return _doomed(self._writer, "id", ids)
+
+    def doomed_keys(self, pks: Iterable[int]) -> list[Doomed]:
+        """The same by row keys."""
+        return _doomed(self._writer, "pk", pks)
 
     def find_for_write(self, ids: Iterable[PointId]) -> list[StoredPoint]:
         """The stored points of these ids as the open transaction sees them."""
-        return self._find(ids)
+        return _points(self._writer, "id", ids)
 
     def keys_for_write(self, pks: Iterable[int]) -> list[StoredPoint]:
         """The stored points of these row keys as the open transaction sees them."""
@@ -300,6 +323,15 @@ class RowStore:
         with self._readers.take() as connection:
             return _points(connection, "pk", pks)
 
+    def keys_of(self, ids: Iterable[PointId]) -> tuple[int, dict[PointId, int]]:
+        """Row keys of those ids that exist, and the sequence of which all of them are."""
+        sql = "SELECT id, pk FROM point WHERE id = ?"
+        sequence, keys = 0, dict[PointId, int]()
+        with self._readers.take() as connection, connection:  # one read transaction
+            sequence = int(connection.execute("SELECT v FROM meta WHERE k = 'sequence'").get)
+            keys.update(connection.executemany(sql, ((i,) for i in ids)))
+        return sequence, keys
+
     def count(self) -> int:
         """Number of live points."""
         with self._readers.take() as connection:
@@ -307,7 +339,7 @@ class RowStore:
 
     def keys(self, *, after: int = 0, upto: int | None = None, limit: int = -1) -> Keys:
         """Row keys of live points with ``after < pk <= upto``, ascending."""
-        bound = self._sequence if upto is None else upto
+        bound = self._committed if upto is None else upto
         sql = "SELECT pk FROM point WHERE pk > ? AND pk <= ? ORDER BY pk LIMIT ?"
         with self._readers.take() as connection:
             return np.fromiter((pk for (pk,) in connection.execute(sql, (after, bound, limit))), dtype=np.int64)
@@ -384,6 +416,14 @@ def accept_loss(directory: Path) -> None:
 
 def _create_vectors(writer: apsw.Connection, number: int) -> None:
     writer.execute(f"CREATE TABLE vec_{number} (vkey INTEGER PRIMARY KEY, v BLOB NOT NULL, crc INTEGER NOT NULL)")
+
+
+def _doomed(connection: apsw.Connection, column: str, values: Iterable[PointId]) -> list[Doomed]:
+    sql = f"SELECT pk, id, vkey, attrs, body, crc FROM point WHERE {column} = ?"
+    return [
+        Doomed(pk, point_id, vkey if _crc(pk, point_id, vkey, attributes, text) == crc else None)
+        for pk, point_id, vkey, attributes, text, crc in connection.executemany(sql, ((v,) for v in values))
+    ]
 
 
 def _points(connection: apsw.Connection, column: str, values: Iterable[PointId]) -> list[StoredPoint]:
