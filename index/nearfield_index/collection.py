@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -83,7 +84,10 @@ class Collection:
         with self.commits.turn:
             if not self._closed:
                 self._closed = True
-                self.reservoir.save(self.directory / "queries")
+                try:
+                    self.reservoir.save(self.directory / "queries")
+                except NearfieldError as error:  # only a sample
+                    _log.warning("the sample of queries of %s was not kept: %s", self.name, error)
                 self.store.close()
 
     # ------------------------------------------------------------------ writes
@@ -126,11 +130,11 @@ class Collection:
             rows = [orjson.loads(p.attributes) for p in points]
             check_attributes(rows, schema=schema, limits=self.limits, row_at="attributes")
 
-    def view_for(self, exprs: Sequence[Expr | None]) -> tuple[View, FindKeys]:
-        """The view of now, with the row keys that ids had in it. A point is known to the row store a moment
+    def view_for(self, exprs: Sequence[Expr | None], ids: Sequence[PointId] = ()) -> tuple[View, FindKeys]:
+        """The view of now, with the row keys that the filters' ids (and ``ids``) have in it. A point is known to the row store a moment
         before it is in the view: the two are taken at one sequence, or a filter by id would miss a point that is
         being written."""
-        wanted = set[PointId]().union(*(ids_of(expr) for expr in exprs if expr is not None))
+        wanted = set(ids).union(*(ids_of(expr) for expr in exprs if expr is not None))
         if not wanted:
             return self.live.view, _no_keys
         for _ in range(_RETRIES):
@@ -152,6 +156,31 @@ class Collection:
             passing = part.passing(expr, find_keys)
             found.append(part.part.pks if passing is None else part.part.pks[passing.rows()])
         return np.sort(np.concatenate(found))
+
+    def page(
+        self, expr: Expr | None, after: int, limit: int, selection: Selection
+    ) -> tuple[list[StoredPoint], dict[str, dict[int, Any]]]:
+        """The first ``limit`` points that pass and have a row key above ``after``, by row key; their vectors.
+
+        Keys and points are of one moment: a point updated between the two would be in no page, neither under its
+        old key nor under its new one.
+        """
+        points: list[StoredPoint] = []
+        vectors: dict[str, dict[int, Any]] = {}
+        for waiting in (False, True):
+            with self.commits.turn if waiting else nullcontext():
+                if expr is None:
+                    keys = self.store.keys(after=after, limit=limit)
+                else:
+                    keys = self.matching_keys(expr)
+                    start = int(np.searchsorted(keys, after, side="right"))
+                    keys = keys[start : start + limit]
+                with self.store.snapshot():
+                    points = self.store.fetch(keys.tolist())
+                    vectors = self.vectors_of(points) if selection.vectors else {}
+            if len(points) == len(keys):
+                break
+        return points, vectors
 
     def count(self, expr: Expr | None) -> int:
         """Live points that pass a filter."""
@@ -185,48 +214,51 @@ class Collection:
                 code="sequence_ahead",
                 field="after",
             )
-        vectors, own = self._query_vectors(query)
-        extra = 0 if own is None else 1
+        vectors = self._query_vectors(query)
+        extra = 0 if query.ids is None else 1
         search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, query.recall, deadline)
         metric = self.schema.vectors[query.field].metric
         for attempt in range(_RETRIES):
-            view, find_keys = self.view_for(query.filters)
-            found, report = run(view, search, metric, self.builder.calibrations, find_keys)
-            found = _cut(found, query, own)
-            pks = np.unique(found.pks[found.pks >= 0])
-            stored = self._stored(pks, query.selection)
+            # Where writers are quicker than the search every time, they wait once.
+            with self.commits.turn if attempt == _RETRIES - 1 else nullcontext():
+                view, find_keys = self.view_for(query.filters, query.ids or ())
+                found, report = run(view, search, metric, self.builder.calibrations, find_keys)
+                found = _cut(found, query, find_keys)
+                pks = np.unique(found.pks[found.pks >= 0])
+                with self.store.snapshot():
+                    stored = self._stored(pks, query.selection)
+                    loaded = self._vectors(stored, query.selection)
             if len(stored) == len(pks) or not query.selection.anything:
                 break
-            if attempt == _RETRIES - 1:
-                found.pks[~np.isin(found.pks, np.array(list(stored), dtype=np.int64))] = -1
         self._note(query, vectors, report)
-        loaded = self._vectors(stored, query.selection)
         return Answer(view, found, _ids(view, found), stored, loaded, report)
 
-    def _query_vectors(self, query: Query) -> tuple[Any, Keys | None]:
-        """Raw query vectors, with the row key of the point each belongs to when it was given by id."""
+    def _query_vectors(self, query: Query) -> Any:
+        """Raw query vectors; those of stored points when it was asked by id."""
         if query.vectors is not None:
-            return query.vectors, None
-        ids = query.ids or []
+            return query.vectors
+        with self.store.snapshot():
+            return self._own_vectors(query.ids or [], query.field)
+
+    def _own_vectors(self, ids: Sequence[PointId], field: str) -> Any:
         found = {p.id: p for p in self.store.find(dict.fromkeys(ids))}
         missing = [n for n, point_id in enumerate(ids) if point_id not in found]
         if missing:
             raise NotFound("no point of that id", code="point_not_found", field=f"ids[{missing[0]}]")
         points = [found[point_id] for point_id in ids]
-        spec = self.schema.vectors[query.field]
+        spec = self.schema.vectors[field]
         vkeys = list(dict.fromkeys(p.vkey for p in points))
-        positions, matrix = self.store.vectors(query.field, vkeys, spec.dim)
+        positions, matrix = self.store.vectors(field, vkeys, spec.dim)
         place = {vkeys[position]: row for row, position in enumerate(positions.tolist())}
         lacking = [n for n, p in enumerate(points) if p.vkey not in place]
         if lacking:
             raise InvalidRequest(
-                f"this point has no vector in field {query.field}",
+                f"this point has no vector in field {field}",
                 code="no_vector",
                 field=f"ids[{lacking[0]}]",
             )
         rows = [place[p.vkey] for p in points]
-        vectors = np.array(matrix[rows], dtype=np.float32).reshape(len(points), spec.dim)
-        return vectors, np.array([p.pk for p in points], dtype=np.int64)
+        return np.array(matrix[rows], dtype=np.float32).reshape(len(points), spec.dim)
 
     def _stored(self, pks: Keys, selection: Selection) -> dict[int, StoredPoint]:
         if not selection.anything:
@@ -261,14 +293,18 @@ def _no_keys(ids: Sequence[PointId]) -> Keys:
     return np.empty(0, dtype=np.int64)
 
 
-def _cut(found: Candidates, query: Query, own: Keys | None) -> Candidates:
+def _cut(found: Candidates, query: Query, find_keys: FindKeys) -> Candidates:
     """Leave out the point a query was made from, hits under ``min_score``, and those before ``offset``."""
-    if own is not None:
-        mine = found.pks == own[:, None]
-        order = np.argsort(mine, axis=1, kind="stable")[:, :-1]
+    if query.ids is not None:
+        own = np.full((len(query.ids), 1), -1, dtype=np.int64)  # -1: deleted meanwhile
+        for number, point_id in enumerate(query.ids):
+            key = find_keys([point_id])
+            own[number, : len(key)] = key
+        order = np.argsort(found.pks == own, axis=1, kind="stable")[:, :-1]
         found = found.take(order)
-        found.pks[found.pks == own[:, None]] = -1
-    found = found.take(np.broadcast_to(np.arange(query.offset, found.pks.shape[1]), (len(found.pks), query.k)))
+    if query.offset:
+        kept = np.arange(query.offset, found.pks.shape[1])
+        found = found.take(np.broadcast_to(kept, (len(found.pks), len(kept))))
     if query.min_score is not None:
         found.pks[found.scores < query.min_score] = -1
     return found

@@ -223,8 +223,9 @@ class Engine:
             raise InvalidRequest("give 'ids'", code="missing", field="ids")
         ids = check_ids(body["ids"], at="ids", limits=self._limits)
         selection = parse_selection(body)
-        found = collection.store.find(dict.fromkeys(ids))
-        return {"points": reading.points_to_wire(collection, found, selection)}
+        with collection.store.snapshot():
+            found = collection.store.find(dict.fromkeys(ids))
+            return {"points": reading.points_to_wire(collection, found, selection)}
 
     def count_points(self, name: str, body: Body) -> Json:
         collection = self._catalog.get(name)
@@ -239,14 +240,9 @@ class Engine:
         after = 0 if body.get("cursor") is None else reading.decode_cursor(body["cursor"])
         selection = parse_selection(body)
         expr = parse_filter_of(body, schema=collection.schema, limits=self._limits)
-        if expr is None:
-            pks = collection.store.keys(after=after, limit=limit).tolist()
-        else:
-            pks = reading.next_keys(collection.matching_keys(expr), after, limit)
-        points = reading.points_to_wire(collection, collection.store.fetch(pks), selection)
-        # A key that is gone may have been a point updated meanwhile: it comes again under its new, higher key.
-        more = len(pks) == limit or len(points) < len(pks)
-        cursor = reading.encode_cursor(pks[-1]) if more else None
+        found, vectors = collection.page(expr, after, limit, selection)
+        points = [reading.point_to_wire(point, selection, vectors) for point in found]
+        cursor = reading.encode_cursor(found[-1].pk) if len(found) == limit else None
         return {"points": points, "next_cursor": cursor}
 
     def facet(self, name: str, body: Body) -> Json:

@@ -21,7 +21,7 @@ class Limits:
     filter_conditions: int = 256
     filter_values: int = 10_000
     id_bytes: int = 256
-    attribute_bytes: int = 64 * 1024
+    attribute_bytes: int = 1024 * 1024
     attribute_depth: int = 8
     attribute_keys: int = 256
     text_bytes: int = 1024 * 1024

@@ -158,6 +158,13 @@ def _row_vectors(row: Mapping[str, Any], at: str) -> list[tuple[str, object, str
         if not isinstance(row["vectors"], Mapping):
             raise InvalidRequest("must be an object of field names and vectors", field=f"{at}.vectors")
         pairs += [(str(name), value, f"{at}.vectors.{name}") for name, value in row["vectors"].items()]
+    return _each_once(pairs)
+
+
+def _each_once(pairs: list[tuple[str, object, str]]) -> list[tuple[str, object, str]]:
+    """The fields as they are. Raises :class:`InvalidRequest` where 'vector' and 'vectors' both give one."""
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise InvalidRequest("give a field in 'vector' or in 'vectors', not in both", field=pairs[0][2])
     return pairs
 
 
@@ -211,7 +218,7 @@ def _column_vectors(body: Mapping[str, Any]) -> list[tuple[str, object, str]]:
         pairs += [(str(name), part, f"vectors.{name}") for name, part in value.items() if part is not None]
     elif value is not None:
         pairs.append((DEFAULT_FIELD, value, "vectors"))
-    return pairs
+    return _each_once(pairs)
 
 
 def _without_missing(value: object, count: int) -> tuple[object, np.ndarray[Any, np.dtype[np.int64]]]:

@@ -7,7 +7,6 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import orjson
 
 from nearfield_index.collection import Answer, Collection
@@ -89,10 +88,3 @@ def decode_cursor(cursor: object) -> int:
     except (ValueError, binascii.Error):
         pass
     raise InvalidRequest("is not a cursor of this collection", code="invalid_cursor", field="cursor")
-
-
-def next_keys(keys: np.ndarray[Any, np.dtype[np.int64]], after: int, limit: int) -> list[int]:
-    """The first ``limit`` keys above ``after``, ascending (``keys`` are)."""
-    start = int(np.searchsorted(keys, after, side="right"))
-    page: list[int] = keys[start : start + limit].tolist()
-    return page

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FRAMED = frozenset({"query", "write_points"})
+_ADDRESSES = 1_000
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,51 @@ class HttpOptions:
         """Return options from the arguments of ``nearfield.connect``."""
         return cls(url, api_key, timeout, connect_timeout, retry.Policy(max_attempts=retries + 1))
 
-    def client_arguments(self, httpx2: Any) -> dict[str, Any]:
-        """Return keyword arguments for httpx2.Client or httpx2.AsyncClient."""
-        if urlsplit(self.url).scheme not in ("http", "https"):
+    def timeouts(self, timeout_s: float | None) -> dict[str, float]:
+        """Return the timeouts of one attempt as httpx2's transports take them."""
+        read = self.timeout_s if timeout_s is None else timeout_s
+        return {"connect": self.connect_timeout_s, "read": read, "write": read, "pool": read}
+
+
+class _Requests:
+    """Builds requests for one server; addresses are parsed once.
+
+    Requests go to httpx2's transport as they are: the client above it (cookies, redirects, proxies) costs as much
+    as a whole query takes.
+    """
+
+    def __init__(self, options: HttpOptions) -> None:
+        if urlsplit(options.url).scheme not in ("http", "https"):
             raise errors.InvalidRequest("a server's address begins with http:// or https://", field="url")
-        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return {
-            "base_url": self.url.rstrip("/"),
-            "headers": headers,
-            "timeout": httpx2.Timeout(self.timeout_s, connect=self.connect_timeout_s),
-        }
+        self._options = options
+        self._base = options.url.rstrip("/")
+        self._addresses: dict[str, httpx2.URL] = {}
+        self._headers = {"accept": "application/json", "user-agent": "nearfield-python"}
+        if options.api_key:
+            self._headers["authorization"] = f"Bearer {options.api_key}"
+
+    def build(self, operation: Operation[Any], *, framed: bool) -> httpx2.Request:
+        """Return the request of an operation."""
+        import httpx2
+
+        request = encode(operation, framed=framed)
+        path = request["url"]
+        address = self._addresses.get(path)
+        if address is None:
+            if len(self._addresses) >= _ADDRESSES:
+                self._addresses.clear()
+            address = self._addresses[path] = httpx2.URL(self._base + path)
+        return httpx2.Request(
+            request["method"],
+            address,
+            headers=self._headers | request.get("headers", {}),
+            content=request.get("content"),
+            extensions={"timeout": self._options.timeouts(operation.timeout_s)},
+        )
 
 
 def encode(operation: Operation[Any], *, framed: bool) -> dict[str, Any]:
-    """Return an operation as keyword arguments of httpx2's ``request``."""
+    """Return an operation as ``method``, ``url`` (a path) and, with a body, ``content`` and ``headers``."""
     method, template = operations.ROUTES[operation.call]
     if operation.target in ("", ".", ".."):  # a URL would lose these, and lead to another call
         raise errors.InvalidRequest("that is no name", code="bad_name", field="name")
@@ -107,13 +139,14 @@ class HttpTransport:
 
         self.name = options.url
         self._options = options
-        self._client = httpx2.Client(**options.client_arguments(httpx2))
+        self._requests = _Requests(options)
+        self._transport: httpx2.HTTPTransport | None = httpx2.HTTPTransport()
         self._frames: bool | None = None
 
     def run(self, operation: Operation[T]) -> T:
         if self._frames is None and carries_vectors(operation):
             self._frames = "frame" in self.run(operations.info()).get("features", ())
-        request = encode(operation, framed=bool(self._frames)) | _timeout(operation, self._options)
+        request = self._requests.build(operation, framed=bool(self._frames))
         steps = retry.steps(idempotent=operation.idempotent, policy=self._options.policy)
         outcome: retry.Reply | errors.Error | None = None
         while True:
@@ -129,18 +162,22 @@ class HttpTransport:
                 outcome = self._send(request)
 
     def close(self) -> None:
-        self._client.close()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
 
-    def _send(self, request: dict[str, Any]) -> dict[str, Any] | errors.Error:
+    def _send(self, request: httpx2.Request) -> dict[str, Any] | errors.Error:
         import httpx2
 
-        if self._client.is_closed:
+        transport = self._transport
+        if transport is None:
             return errors.closed()
         try:
-            reply = self._client.request(**request)
+            reply = transport.handle_request(request)
+            content = reply.read()
         except httpx2.TransportError as failure:
             return _connection_failed(failure, self.name)
-        return decode(reply.status_code, reply.headers, reply.content)
+        return decode(reply.status_code, reply.headers, content)
 
 
 class AsyncHttpTransport:
@@ -153,13 +190,14 @@ class AsyncHttpTransport:
 
         self.name = options.url
         self._options = options
-        self._client = httpx2.AsyncClient(**options.client_arguments(httpx2))
+        self._requests = _Requests(options)
+        self._transport: httpx2.AsyncHTTPTransport | None = httpx2.AsyncHTTPTransport()
         self._frames: bool | None = None
 
     async def run(self, operation: Operation[T]) -> T:
         if self._frames is None and carries_vectors(operation):
             self._frames = "frame" in (await self.run(operations.info())).get("features", ())
-        request = encode(operation, framed=bool(self._frames)) | _timeout(operation, self._options)
+        request = self._requests.build(operation, framed=bool(self._frames))
         steps = retry.steps(idempotent=operation.idempotent, policy=self._options.policy)
         outcome: retry.Reply | errors.Error | None = None
         while True:
@@ -175,18 +213,22 @@ class AsyncHttpTransport:
                 outcome = await self._send(request)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
 
-    async def _send(self, request: dict[str, Any]) -> dict[str, Any] | errors.Error:
+    async def _send(self, request: httpx2.Request) -> dict[str, Any] | errors.Error:
         import httpx2
 
-        if self._client.is_closed:
+        transport = self._transport
+        if transport is None:
             return errors.closed()
         try:
-            reply = await self._client.request(**request)
+            reply = await transport.handle_async_request(request)
+            content = await reply.aread()
         except httpx2.TransportError as failure:
             return _connection_failed(failure, self.name)
-        return decode(reply.status_code, reply.headers, reply.content)
+        return decode(reply.status_code, reply.headers, content)
 
 
 def _connection_failed(failure: httpx2.TransportError, address: str) -> errors.ConnectionFailed:
@@ -204,14 +246,6 @@ def _connection_failed(failure: httpx2.TransportError, address: str) -> errors.C
             hint="raise timeout= of connect() for long calls",
         )
     return errors.ConnectionFailed(f"the connection to {address} broke: {reason}")
-
-
-def _timeout(operation: Operation[Any], options: HttpOptions) -> dict[str, Any]:
-    if operation.timeout_s is None:
-        return {}
-    import httpx2
-
-    return {"timeout": httpx2.Timeout(operation.timeout_s, connect=options.connect_timeout_s)}
 
 
 def _as_base64(value: object) -> Any:

@@ -62,8 +62,17 @@ def search_flat(
     if fetch == 0:
         return nothing(len(queries), width or k)
     params = None if selector is None else faiss.SearchParameters(sel=selector)
+    _prefer_products(len(queries))
     found = flat.search(queries, fetch, params=params)
     return pad(found[0], found[1], width or k)
+
+
+def _prefer_products(queries: int) -> None:
+    """Matrix products from a few queries on, plain scans below: FAISS's own threshold comes far too late.
+
+    The setting is the process's; a race between threads costs speed and never changes an answer.
+    """
+    faiss.cvar.distance_compute_blas_threshold = 0 if queries >= _GATHER_QUERIES else 2**31 - 1
 
 
 def search_matrix(matrix: Floats, queries: Floats, k: int) -> tuple[Floats, Rows]:
@@ -71,6 +80,7 @@ def search_matrix(matrix: Floats, queries: Floats, k: int) -> tuple[Floats, Rows
     fetch = min(k, len(matrix))
     if fetch == 0:
         return nothing(len(queries), k)
+    _prefer_products(len(queries))
     found = faiss.knn(queries, matrix, fetch, metric=faiss.METRIC_INNER_PRODUCT)
     return pad(found[0], found[1], k)
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+PRODUCT_QUERIES = 16
+"""From so many queries on, an exact answer is a matrix product."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -18,10 +21,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Curve:
-    """Settings, cheap to expensive, measured for filters that pass ``selectivity`` of the rows, at ``k``."""
+    """Settings, cheap to expensive, measured at ``k`` for filters that pass ``selectivity`` of the rows.
+
+    ``shape`` says which rows: ``all``, a ``random`` set, or a ``run`` of neighbouring clusters (a filter that goes
+    with the vectors, which a graph finds much harder).
+    """
 
     selectivity: float
     k: int
+    shape: str
     settings: tuple[Setting, ...]
 
 
@@ -29,24 +37,39 @@ class Curve:
 class Calibration:
     """Measured on ``source`` (``queries`` or ``rows``): curves, and microseconds of an exact scan a row.
 
-    ``scan_us`` holds for the whole matrix read in order, ``gather_us`` for rows picked out of it.
+    ``scan_us`` holds for the whole matrix read in order, ``gather_us`` for rows picked out of it, both for one
+    query; ``product_us`` for each query of a batch, which shares one matrix product.
     """
 
     source: str
     samples: int
     scan_us: float
     gather_us: float
+    product_us: float
     curves: tuple[Curve, ...]
 
-    def setting(self, *, selectivity: float, k: int, target: float) -> Setting | None:
+    def exact_us(self, rows: int, *, whole: bool, queries: int) -> float:
+        """What an exact answer over ``rows`` costs a query, in microseconds."""
+        if queries >= PRODUCT_QUERIES:
+            return rows * self.product_us
+        return rows * (self.scan_us if whole else self.gather_us)
+
+    def setting(self, *, selectivity: float, k: int, target: float, clustered: bool = False) -> Setting | None:
         """The cheapest setting that reaches the target; None when none was seen to.
 
-        A filter is judged by the next more selective curve that was measured, a k by the next larger one.
-        Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most.
+        A filter is judged by the next more selective curve that was measured, a k by the next larger one, a
+        ``clustered`` filter by the worse of both shapes. Rows are easier than queries: calibrated on them, half
+        of the allowed loss is kept in hand, 0.01 at most.
         """
         if self.source != "queries":
             target += min(0.01, (1 - target) / 2)
-        fitting = [c for c in self.curves if c.selectivity <= selectivity and c.k >= k]
+        shapes = ("random", "run") if clustered else ("random",)
+        found = [self._cheapest(shape, selectivity, k, target) for shape in shapes]
+        reached = [setting for setting in found if setting is not None]
+        return max(reached, key=lambda s: s.effort) if len(reached) == len(shapes) else None
+
+    def _cheapest(self, shape: str, selectivity: float, k: int, target: float) -> Setting | None:
+        fitting = [c for c in self.curves if c.shape in ("all", shape) and c.selectivity <= selectivity and c.k >= k]
         if not fitting:
             return None
         curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
@@ -58,9 +81,10 @@ class Calibration:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Calibration:
         curves = tuple(
-            Curve(c["selectivity"], c["k"], tuple(Setting(**s) for s in c["settings"])) for c in raw["curves"]
+            Curve(c["selectivity"], c["k"], c["shape"], tuple(Setting(**s) for s in c["settings"]))
+            for c in raw["curves"]
         )
-        return cls(raw["source"], raw["samples"], raw["scan_us"], raw["gather_us"], curves)
+        return cls(raw["source"], raw["samples"], raw["scan_us"], raw["gather_us"], raw["product_us"], curves)
 
 
 Calibrations = Mapping[tuple[str, str], Calibration]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.segments.part import FieldPart
+
+# A random set is at 1/64 here, one that follows the clusters near 1.
+_TOGETHER = 0.15
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,30 @@ class Plan:
     reason: str
 
 
+def is_clustered(rows: Bitmap) -> bool:
+    """Whether the rows keep together in the order of the matrix, which is that of its clusters.
+
+    Compares how full the 64-row words are that the rows lie in with how full a random set would find them.
+    """
+    if not rows.count:
+        return False
+    words = np.bitwise_count(rows.words()).astype(np.float64)
+    share = rows.count / rows.n
+    found = float((words * words).sum() / (64 * words.sum()))
+    return found > share + (1 - share) * _TOGETHER
+
+
 def plan_part(
-    field: FieldPart, calibration: Calibration | None, passing: Bitmap | None, *, k: int, target: float
+    field: FieldPart,
+    calibration: Calibration | None,
+    passing: Bitmap | None,
+    *,
+    k: int,
+    target: float,
+    queries: int = 1,
 ) -> Plan:
-    """Choose for ``k`` neighbours among ``passing`` (matrix rows; None: all). ``target`` 1 means exact."""
+    """Choose for ``k`` neighbours among ``passing`` (matrix rows; None: all). ``target`` 1 means exact, and
+    ``queries`` how many share the answer."""
     total = len(field)
     rows = total if passing is None else passing.count
     selectivity = rows / total if total else 0.0
@@ -35,7 +60,7 @@ def plan_part(
     def exact(reason: str) -> Plan:
         us = None
         if calibration is not None:
-            us = rows * (calibration.scan_us if passing is None else calibration.gather_us)
+            us = calibration.exact_us(rows, whole=passing is None, queries=queries)
         return Plan("exact", 0, 1.0, rows, selectivity, us, reason)
 
     if target >= 1.0:
@@ -44,7 +69,8 @@ def plan_part(
         return exact("no graph here")
     if calibration is None:
         return exact("not calibrated yet")
-    setting = calibration.setting(selectivity=selectivity, k=k, target=target)
+    clustered = passing is not None and is_clustered(passing)
+    setting = calibration.setting(selectivity=selectivity, k=k, target=target, clustered=clustered)
     if setting is None:
         return exact("the index was not seen to reach the target here")
     scan = exact("fewer rows than the index would visit")

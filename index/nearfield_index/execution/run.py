@@ -15,7 +15,7 @@ from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.space import as_inner, queried, rounding, scores
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import DeadlineExceeded
-from nearfield_index.execution.cost import Calibrations
+from nearfield_index.execution.cost import PRODUCT_QUERIES, Calibrations
 from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Candidates, merge
 from nearfield_index.filters.expr import Expr
@@ -25,7 +25,6 @@ from nearfield_index.segments.view import View
 
 _SLACK = 4
 _LARGEST_FETCH = 4_096
-_PARALLEL_QUERIES = 16
 _CORES = os.cpu_count() or 1
 
 
@@ -77,7 +76,7 @@ def run(
 ) -> tuple[Candidates, Report]:
     """The best ``search.k`` of each query with exact scores, and the report of how they were found."""
     queries = queried(search.vectors, metric)
-    faiss.omp_set_num_threads(_CORES if len(queries) >= _PARALLEL_QUERIES else 1)
+    faiss.omp_set_num_threads(_CORES if len(queries) >= PRODUCT_QUERIES else 1)
     report = Report()
     weights: list[tuple[int, float]] = []
     groups = _group(search.filters, len(queries))
@@ -127,7 +126,7 @@ def _search_part(
     passing = part.passing(expr, find_keys)
     within = None if passing is None else here.translate(passing)
     calibration = calibrations.get((part.part.name, search.field))
-    plan = plan_part(here, calibration, within, k=search.k, target=search.recall)
+    plan = plan_part(here, calibration, within, k=search.k, target=search.recall, queries=len(queries))
     fallback = 0
     if plan.kind == "none":
         rows, scored = np.full((len(queries), 0), -1, dtype=np.int64), np.empty((len(queries), 0))
@@ -198,6 +197,8 @@ def _padded(rows: Rows, scored: Any, columns: int) -> tuple[Rows, Any]:
 
 def _gather(answers: list[tuple[Rows, Candidates]], count: int, k: int) -> Candidates:
     """The groups' answers back in the order of the queries, ``(count, k)``."""
+    if len(answers) == 1 and answers[0][1].scores.shape == (count, k):
+        return answers[0][1]
     out = Candidates(
         np.full((count, k), -np.inf),
         np.full((count, k), -1, dtype=np.int64),

@@ -149,9 +149,11 @@ class LiveSegments:
     # ------------------------------------------------------------------ changes
 
     def apply(self, change: Change) -> None:
-        """Make a committed change visible."""
-        self.append(change.born)
-        self._view = self._view.without(change.dead, self._store.sequence)
+        """Make a committed change visible, births and deaths at once: no reader sees two versions of a point."""
+        sequence = self._store.sequence
+        for keys, points in change.born:
+            self._tail.append(keys, points)
+        self._view = self._view.with_tail(self._tail.snapshot(), sequence).without(change.dead, sequence)
 
     def append(self, born: Sequence[tuple[Keys, Points]]) -> None:
         """Add new points to the tail."""

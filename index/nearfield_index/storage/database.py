@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,13 +62,32 @@ class Readers:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._closed = False
+        self._pinned = threading.local()
         self._idle: queue.LifoQueue[apsw.Connection | None] = queue.LifoQueue()
         for _ in range(_READERS):
             self._idle.put(None)
 
     @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Inside, every read of this thread sees the store at one moment (that of the first read)."""
+        if getattr(self._pinned, "connection", None) is not None:
+            yield
+            return
+        with self.take() as connection, connection:
+            self._pinned.connection = connection
+            try:
+                yield
+            finally:
+                self._pinned.connection = None
+
+    @contextmanager
     def take(self) -> Iterator[apsw.Connection]:
         """A connection nobody else uses meanwhile. Raises :class:`NotFound` after :meth:`close`."""
+        pinned = getattr(self._pinned, "connection", None)
+        if pinned is not None:
+            with named_errors("reading"):
+                yield pinned
+            return
         connection = self._idle.get()
         try:
             if self._closed:

@@ -12,7 +12,7 @@ import logging
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 import xxhash
 
-from nearfield_index.errors import Corrupt, ReadOnly
+from nearfield_index.errors import Corrupt, NearfieldError, ReadOnly
 from nearfield_index.points import PointId, Points
 from nearfield_index.storage.atomic import sync_directory
 from nearfield_index.storage.database import Readers, named_errors, open_writer, translate
@@ -147,13 +147,16 @@ class RowStore:
     @property
     def nbytes(self) -> int:
         """Bytes on disk: the file and its log."""
-        return sum(p.stat().st_size for p in self._path.parent.glob("rows.db*"))
+        return sum(_size(self._path.with_name(f"rows.db{suffix}")) for suffix in ("", "-wal", "-shm"))
 
     def close(self) -> None:
-        """Checkpoint and close; the next open has nothing to replay."""
+        """Checkpoint and close; the next open has nothing to replay, unless the disk has no room for it."""
         self._readers.close()
         if self._failed is None:
-            self.checkpoint(truncate=True)
+            try:
+                self.checkpoint(truncate=True)
+            except NearfieldError as error:  # every commit is in the log
+                _log.warning("the log was left for the next start: %s", error)
         self._writer.close()
         os.close(self._witness)
 
@@ -301,10 +304,7 @@ class RowStore:
     @property
     def log_bytes(self) -> int:
         """Size of the write-ahead log."""
-        try:
-            return self._path.with_name("rows.db-wal").stat().st_size
-        except FileNotFoundError:
-            return 0
+        return _size(self._path.with_name("rows.db-wal"))
 
     def checkpoint_if_due(self) -> None:
         """Checkpoint once the log has grown; called between transactions."""
@@ -312,6 +312,10 @@ class RowStore:
             self.checkpoint()
 
     # ------------------------------------------------------------------ reads
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Inside, every read of this thread sees the store at one moment: points and their vectors belong together."""
+        return self._readers.snapshot()
 
     def find(self, ids: Iterable[PointId]) -> list[StoredPoint]:
         """The stored points of these ids, missing ones left out, in the order asked."""
@@ -339,7 +343,7 @@ class RowStore:
 
     def keys(self, *, after: int = 0, upto: int | None = None, limit: int = -1) -> Keys:
         """Row keys of live points with ``after < pk <= upto``, ascending."""
-        bound = self._committed if upto is None else upto
+        bound = 2**63 - 1 if upto is None else upto
         sql = "SELECT pk FROM point WHERE pk > ? AND pk <= ? ORDER BY pk LIMIT ?"
         with self._readers.take() as connection:
             return np.fromiter((pk for (pk,) in connection.execute(sql, (after, bound, limit))), dtype=np.int64)
@@ -407,6 +411,14 @@ class RowStore:
 
 def _witness(commits: int) -> bytes:
     return _WITNESS.pack(commits, xxhash.xxh3_64_intdigest(commits.to_bytes(8, "little")))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none: the log and its index come and go."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def accept_loss(directory: Path) -> None:

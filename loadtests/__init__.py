@@ -1,0 +1,1 @@
+"""Load tests: real data, raw samples, metrics computed from them afterwards. ``python -m loadtests --help``."""

@@ -1,0 +1,198 @@
+"""Named data sets: base, queries and the true neighbours. Real ones from a directory, a synthetic one built in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtests.truth import nearest
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+DATA_VARIABLE = "NEARFIELD_TEST_DATA"
+DEPTH = 100
+_TRAINING = 1_000
+_SEED = 20_261_125
+_RANK = 12
+_CLUSTERED = re.compile(r"clustered(?:-(\d+)x(\d+))?")
+_DEBIAN = ("section", "priority", "architecture", "installed_size", "n_depends")
+_PYPI = ("year", "rank", "version_major", "prerelease", "n_words")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data set; the number of a base row is its id.
+
+    ``base`` (n, d) and ``queries`` (m, d) float32; ``truth`` (m, depth) int64 the true neighbours, best first, or None
+    where nobody computed them; ``training`` (t, d) further queries, never among ``queries``, that an index may learn
+    from; ``metric`` is ``l2`` or ``cosine``; ``attributes`` are columns of n values.
+    """
+
+    name: str
+    metric: str
+    base: Floats
+    queries: Floats
+    training: Floats
+    truth: Integers | None
+    attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def names() -> list[str]:
+    """The data sets that ``load`` knows; ``clustered-NxD`` takes any size."""
+    return [*_REAL, "clustered-NxD"]
+
+
+def load(
+    name: str,
+    *,
+    data: Path | None = None,
+    limit: int | None = None,
+    queries: int = 1_000,
+    where: tuple[str, str] | None = None,
+) -> Corpus:
+    """Load the first ``limit`` base rows and the first ``queries`` queries of a data set, with their truth.
+
+    The true neighbours are computed anew where the base is cut or ``where`` (attribute, value) filters it.
+    Raises ValueError for an unknown name or attribute, FileNotFoundError without the data.
+    """
+    built_in = _CLUSTERED.fullmatch(name)
+    if built_in:
+        corpus = clustered(name, int(built_in[1] or 20_000), int(built_in[2] or 64))
+    elif name in _REAL:
+        corpus = _REAL[name](data or _directory())
+    else:
+        raise ValueError(f"there is no data set {name!r}; known are {', '.join(names())}")
+    truth = None if corpus.truth is None else corpus.truth[:queries]
+    training = np.concatenate([corpus.queries[queries:], corpus.training])[:_TRAINING]
+    corpus = replace(corpus, queries=corpus.queries[:queries], training=training, truth=truth)
+    if limit is not None and limit < len(corpus.base):
+        cut = {column: values[:limit] for column, values in corpus.attributes.items()}
+        corpus = replace(corpus, base=corpus.base[:limit], attributes=cut, truth=None)
+    if corpus.truth is not None and where is None:
+        return corpus
+    passing = None if where is None else matching(corpus, *where)
+    return replace(corpus, truth=nearest(corpus.base, corpus.queries, DEPTH, corpus.metric, alive=passing))
+
+
+def matching(corpus: Corpus, attribute: str, value: str) -> NDArray[np.bool_]:
+    """Which rows hold this value, given as text. Raises ValueError for an unknown attribute."""
+    if attribute not in corpus.attributes:
+        raise ValueError(
+            f"{corpus.name} has no attribute {attribute!r}; it has {', '.join(corpus.attributes) or 'none'}"
+        )
+    return np.asarray(corpus.attributes[attribute].astype(str) == value)
+
+
+def typed(corpus: Corpus, attribute: str, value: str) -> tuple[str, Any]:
+    """The same attribute and value with the type the data have. Raises ValueError where no row holds it."""
+    rows = np.flatnonzero(matching(corpus, attribute, value))
+    if not len(rows):
+        raise ValueError(f"no point has {attribute} = {value}")
+    held = corpus.attributes[attribute][rows[0]]
+    return attribute, held.item() if isinstance(held, np.generic) else held
+
+
+def clustered(name: str, points: int, dim: int) -> Corpus:
+    """A seeded mixture of clusters, each a low-dimensional sheet of its own, so that neighbours mean something.
+
+    Queries are drawn from the same mixture; ``bucket`` (0..9) is an attribute independent of the vectors.
+    """
+    random = np.random.default_rng(_SEED)
+    clusters = max(8, int(np.sqrt(points) / 2))
+    rank = min(_RANK, dim)
+    centres = random.normal(size=(clusters, dim))
+    sheets = random.normal(size=(clusters, rank, dim)) / np.sqrt(rank)
+
+    def draw(count: int) -> Floats:
+        of = random.integers(0, clusters, count)
+        rows = centres[of] + 0.05 * random.normal(size=(count, dim))
+        coordinates = random.normal(size=(count, rank))
+        for cluster in range(clusters):
+            members = np.flatnonzero(of == cluster)
+            rows[members] += coordinates[members] @ sheets[cluster]
+        return rows.astype(np.float32)
+
+    base = draw(points)
+    queries = draw(2 * _TRAINING)
+    return Corpus(
+        name,
+        "cosine",
+        base,
+        queries[:_TRAINING],
+        queries[_TRAINING:],
+        None,
+        {"bucket": random.integers(0, 10, points)},
+    )
+
+
+def _directory() -> Path:
+    named = os.environ.get(DATA_VARIABLE)
+    if not named:
+        raise FileNotFoundError(f"name the directory of the data sets with --data or {DATA_VARIABLE}")
+    return Path(named)
+
+
+def _fashion(data: Path) -> Corpus:
+    with np.load(data / "fashion_mnist_784_euclidean.npz") as held:
+        return _corpus("fashion_mnist_784_euclidean", "l2", held["train"], held["queries"], held["gt_ids"])
+
+
+def _glove(data: Path) -> Corpus:
+    with np.load(data / "glove_50_angular.npz") as held:
+        return _corpus("glove_50_angular", "cosine", held["base"], held["queries"], held["gt_ids"])
+
+
+def _debian(data: Path) -> Corpus:
+    """Its truth covers some of the queries; the others may be learnt from."""
+    queries = np.load(data / "debian_queries_256.npy")
+    with np.load(data / "debian_gt100.npz") as held:
+        tested, truth = held["query_rows"], held["gt_ids"]
+    others = np.delete(queries, tested, axis=0)
+    corpus = _corpus("debian_256", "cosine", np.load(data / "debian_256.npy"), queries[tested], truth)
+    attributes = _columns(data / "debian_attributes.parquet", _DEBIAN)
+    return replace(corpus, training=others.astype(np.float32), attributes=attributes)
+
+
+def _pypi(data: Path) -> Corpus:
+    with np.load(data / "pypi_gt100.npz") as held:
+        truth = held["gt_ids"]
+    base, queries = np.load(data / "pypi_256.npy"), np.load(data / "pypi_queries_256.npy")
+    attributes = _columns(data / "pypi_attributes.parquet", _PYPI)
+    return replace(_corpus("pypi_256", "cosine", base, queries, truth), attributes=attributes)
+
+
+def _minilm(data: Path) -> Corpus:
+    """It has 1,000 queries: ask for fewer, so that some are left to learn from."""
+    stem = "debian_short_minilm_384"
+    with np.load(data / f"{stem}_gt100.npz") as held:
+        truth = held["gt_ids"]
+    return _corpus(stem, "cosine", np.load(data / f"{stem}.npy"), np.load(data / f"{stem}_queries.npy"), truth)
+
+
+_REAL: dict[str, Callable[[Path], Corpus]] = {
+    "fashion_mnist_784_euclidean": _fashion,
+    "glove_50_angular": _glove,
+    "debian_256": _debian,
+    "pypi_256": _pypi,
+    "debian_short_minilm_384": _minilm,
+}
+
+
+def _corpus(name: str, metric: str, base: Any, queries: Any, truth: Any) -> Corpus:
+    none = np.empty((0, base.shape[1]), dtype=np.float32)
+    return Corpus(name, metric, base.astype(np.float32), queries.astype(np.float32), none, truth.astype(np.int64))
+
+
+def _columns(path: Path, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path, columns=list(wanted))
+    return {name: np.asarray(table[name].to_numpy(zero_copy_only=False)) for name in wanted}

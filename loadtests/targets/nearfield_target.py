@@ -1,0 +1,99 @@
+"""What the served and the embedded Nearfield share: everything past the connection, through the public SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import nearfield
+from loadtests.targets.base import Answer, Floats, Integers, Setting, Where
+from loadtests.targets.process import Usage, usage_of
+
+_COLLECTION = "loadtest"
+
+
+class NearfieldTarget:
+    """Nearfield behind any client; ``recall`` targets are swept, ``exact`` ends the sweep."""
+
+    name: ClassVar[str] = "nearfield"
+    durable: ClassVar[bool] = True
+    settings: ClassVar[tuple[Setting, ...]] = (
+        *({"recall": share} for share in (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)),
+        {"exact": True},
+    )
+    usual: ClassVar[Setting] = {}
+    thorough: ClassVar[Setting] = {"exact": True}
+
+    def __init__(self) -> None:
+        self._client: nearfield.Client | None = None
+
+    def start(self, directory: Path, *, dim: int, metric: str) -> None:
+        self._client = self.connect(directory)
+        self._client.create(_COLLECTION, dim=dim, metric=metric)
+
+    def connect(self, directory: Path) -> nearfield.Client:
+        """A client of a Nearfield whose data lie in this directory."""
+        raise NotImplementedError
+
+    def load(self, ids: Integers, vectors: Floats, attributes: Mapping[str, NDArray[Any]]) -> None:
+        self.collection.upsert(ids, vectors, attributes=dict(attributes) or None, progress=False)
+
+    def optimize(self, queries: Floats | None = None) -> None:
+        sample = None if queries is None or not len(queries) else queries
+        self.collection.optimize(sample, progress=False)
+
+    def query(self, vector: Floats, k: int, setting: Setting, where: Where = None) -> Answer:
+        hits = self.collection.query(vector, k, where=_filter(where), select=False, **setting)
+        return Answer(_padded(hits.ids, k), hits.meta.get("ms"))
+
+    def query_batch(self, vectors: Floats, k: int, setting: Setting, where: Where = None) -> Integers:
+        many = self.collection.query(vectors, k, where=_filter(where), select=False, **setting)
+        return np.asarray(many.ids, dtype=np.int64)
+
+    def delete(self, ids: Integers) -> None:
+        most = self.client.info()["limits"]["points"]
+        for start in range(0, len(ids), most):
+            self.collection.delete(ids=ids[start : start + most])
+
+    def usage(self) -> Usage:
+        return usage_of()
+
+    def describe(self) -> dict[str, Any]:
+        told = self.collection.describe()
+        kept = ("index", "points", "tail", "bytes", "state")
+        segments = [{key: each[key] for key in ("state", "kind", "points", "deleted")} for each in told["segments"]]
+        return {key: told[key] for key in kept} | {"segments": segments}
+
+    def ping(self) -> None:
+        """The cheapest call there is."""
+        self.client.info()
+
+    def stop(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    @property
+    def client(self) -> nearfield.Client:
+        """The client. Raises RuntimeError before ``start``."""
+        if self._client is None:
+            raise RuntimeError("the target is not started")
+        return self._client
+
+    @property
+    def collection(self) -> nearfield.Collection:
+        return self.client.collection(_COLLECTION)
+
+
+def _filter(where: Where) -> dict[str, Any] | None:
+    return None if where is None else {where[0]: where[1]}
+
+
+def _padded(ids: Any, k: int) -> Integers:
+    wide = np.full(k, -1, dtype=np.int64)
+    wide[: len(ids)] = ids
+    return wide

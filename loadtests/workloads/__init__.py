@@ -1,0 +1,15 @@
+"""What can be run, by name: a function of a Bench that measures and writes samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loadtests.workloads import churn, ingest, overhead, recall
+from loadtests.workloads.bench import Bench
+
+WORKLOADS: dict[str, Callable[[Bench], None]] = {
+    "recall": recall.run,
+    "churn": churn.run,
+    "ingest": ingest.run,
+    "overhead": overhead.run,
+}
