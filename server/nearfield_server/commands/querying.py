@@ -18,6 +18,7 @@ from nearfield import Hits
 from nearfield_server.commands.outcome import USAGE, explained, fail
 from nearfield_server.commands.target import Target
 
+FEW_COLUMNS = 4
 WIDEST_CELL = 60
 
 
@@ -96,19 +97,33 @@ def _print_json(hits: Hits) -> None:
 
 
 def _print_table(hits: Hits) -> None:
+    """A column per attribute where few, else one line of ``name=value`` pairs cut to the terminal's width."""
     names = sorted({name for hit in hits for name in hit.attributes})
-    table = Table("", "score", "id", *map(escape, names))
-    for rank, hit in enumerate(hits, start=1):
-        cells = [_cell(hit.attributes.get(name)) for name in names]
-        table.add_row(str(rank), f"{hit.score:.4f}", escape(str(hit.id)), *cells)
+    few = len(names) <= FEW_COLUMNS
     console = Console()
+    table = Table("#", "score", "id", *(map(escape, names) if few else ["attributes"]))
+    used = 24 + max((len(str(hit.id)) for hit in hits), default=2)
+    for rank, hit in enumerate(hits, start=1):
+        if few:
+            cells = [_cell(hit.attributes.get(name)) for name in names]
+        else:
+            pairs = " ".join(f"{n}={_text(v)}" for n, v in hit.attributes.items() if v is not None)
+            cells = [escape(_cut(pairs, max(20, console.width - used)))]
+        table.add_row(str(rank), f"{hit.score:.4f}", escape(str(hit.id)), *cells)
     console.print(table)
     console.print(f"[dim]{escape(_account(hits.meta))}[/dim]")
 
 
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def _cell(value: Any) -> str:
-    text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return escape(text if len(text) <= WIDEST_CELL else text[: WIDEST_CELL - 1] + "…")
+    return escape(_cut(_text(value), WIDEST_CELL))
 
 
 def _account(meta: dict[str, Any]) -> str:
