@@ -60,7 +60,8 @@ def trust_graphs(data: Path) -> int:
     for path in data.glob("collections/*/segments/*/segment.json"):
         kinds = {name: field["kind"] for name, field in orjson.loads(path.read_bytes())["fields"].items()}
         flat = orjson.loads(path.read_bytes())["state"] == "flat"
-        always = Calibration("queries", 200, 1e6, 1e6, (Curve(0.0, 10_000, (Setting(64, 1.0, 0.01),)),))
+        curves = (Curve(0.0, 10_000, "all", (Setting(64, 1.0, 0.01),)),)
+        always = Calibration("queries", 200, scan_us=1e6, gather_us=1e6, product_us=1e6, curves=curves)
         measured = {name: always for name, kind in kinds.items() if kind != "exact" and not flat}
         if measured:
             calibration.save(path.with_name("calibration.json"), measured)

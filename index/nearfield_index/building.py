@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import orjson
 
 from nearfield_index.backends.space import stored
+from nearfield_index.errors import Busy
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.jobs import Job
 from nearfield_index.maintenance import Maintenance
@@ -24,7 +28,10 @@ from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.writer import FieldRows, SegmentRows, pick_kind, write_indexed
 from nearfield_index.storage.rows import RowStore
 
+_log = logging.getLogger(__name__)
+
 _READ_ROWS = 2_000
+_LONGEST_WAIT_S = 600.0
 _THREADS = max(1, (os.cpu_count() or 1) - 1)
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -51,6 +58,9 @@ class Builder:
         self._maintenance = maintenance
         self._guard = Lock()
         self._wanted = 0
+        self._new_queries = False
+        self._failures = 0
+        self._not_before = 0.0
         self.calibrations: dict[tuple[str, str], Calibration] = {}
         for segment, _ in live.view.segments:
             self._adopt(segment.name, calibration.load(self._calibration_path(segment.name)))
@@ -59,17 +69,25 @@ class Builder:
 
     def schedule(self) -> None:
         """Queue a compaction when the policy finds something to merge, or a segment was never calibrated."""
-        if plan_merge(self._sizes(), full=False) or self._uncalibrated():
-            self._maintenance.submit("compact", self._name, self._compact)
+        if time.monotonic() >= self._not_before and (plan_merge(self._sizes(), full=False) or self._uncalibrated()):
+            self._submit("compact", self._compact, priority=5)
 
     def schedule_calibration(self) -> None:
         """Queue a new calibration on the queries seen so far."""
-        self._maintenance.submit("calibrate", self._name, self._recalibrate, priority=7)
+        self._submit("calibrate", self._recalibrate, priority=7)
 
-    def optimize(self) -> Job:
-        """Queue (or join) the job after which every point written before this call is indexed and calibrated."""
+    def _submit(self, kind: str, work: Callable[[Job], None], *, priority: int) -> None:
+        try:
+            self._maintenance.submit(kind, self._name, work, priority=priority)
+        except Busy as error:  # nobody asked for it, and a later write or query will
+            _log.warning("no %s of %s for now: %s", kind, self._name, error)
+
+    def optimize(self, *, new_queries: bool = False) -> Job:
+        """Queue (or join) the job after which every point written before this call is indexed and calibrated,
+        with ``new_queries`` on the sample of now."""
         with self._guard:
             self._wanted = self._store.sequence
+            self._new_queries |= new_queries
             return self._maintenance.submit("optimize", self._name, self._optimize, priority=1)
 
     def state(self, segment: str) -> dict[str, Calibration]:
@@ -79,16 +97,27 @@ class Builder:
     # ------------------------------------------------------------------ the work
 
     def _compact(self, job: Job) -> None:
-        while names := plan_merge(self._sizes(), full=False):
-            self._merge(job, names, lambda done: job.report(0.9 * done))
-        self._calibrate(job, self._uncalibrated())
+        job.joinable = False  # who asks from now on may have seen what this job will not see
+        try:
+            while names := plan_merge(self._sizes(), full=False):
+                self._merge(job, names, lambda done: job.report(0.9 * done))
+            self._calibrate(job, self._uncalibrated())
+        except Exception:
+            # What failed would fail again at once, and every write asks for it: wait longer each time.
+            self._failures += 1
+            self._not_before = time.monotonic() + min(_LONGEST_WAIT_S, 2.0**self._failures)
+            raise
+        self._failures = 0
 
     def _recalibrate(self, job: Job) -> None:
+        job.joinable = False
         self._calibrate(job, [segment for segment, _ in self._live.view.segments])
 
     def _optimize(self, job: Job) -> None:
         while True:
             job.report(0.0, "sealing")
+            with self._guard:
+                self._new_queries = False
             with self._turn:
                 self._live.seal()
                 sealed = self._store.sequence
@@ -101,7 +130,7 @@ class Builder:
             with self._turn:
                 self._store.checkpoint(truncate=True)
             with self._guard:
-                if self._wanted <= sealed:
+                if self._wanted <= sealed and not self._new_queries:
                     job.joinable = False
                     return
 
@@ -138,8 +167,12 @@ class Builder:
                 threads=_THREADS,
                 step=lambda done: step(0.1 + 0.8 * done),
             )
-            segment = Segment(where / name)
-            self._calibrate_segment(job, segment, lambda done: step(0.9 + 0.1 * done))
+            try:
+                segment = Segment(where / name)
+                self._calibrate_segment(job, segment, lambda done: step(0.9 + 0.1 * done))
+            except BaseException:
+                shutil.rmtree(where / name, ignore_errors=True)
+                raise
         with self._turn:
             self._live.replace(names, segment)
         self.calibrations = {key: c for key, c in self.calibrations.items() if key[0] not in names}

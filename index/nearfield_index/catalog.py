@@ -14,11 +14,12 @@ from typing import Any
 
 import orjson
 
+from nearfield_index.backends import backend
 from nearfield_index.collection import Collection
 from nearfield_index.errors import Conflict, Corrupt, Locked, NearfieldError, NotFound, StorageFailed
 from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
-from nearfield_index.schema import check_name, check_same, parse_schema
+from nearfield_index.schema import IndexKind, IndexSpec, check_name, check_same, parse_schema
 from nearfield_index.storage.atomic import replace_file, sync_directory
 from nearfield_index.storage.rows import RowStore
 
@@ -77,10 +78,11 @@ class Catalog:
             try:
                 collection = Collection(directory, maintenance=self.maintenance, limits=self.limits)
                 self._collections[collection.name] = collection
-            except NearfieldError as error:
+            except Exception as error:
                 # The others still serve; this one is left untouched for doctor.
-                self.broken[directory.name] = error.message
-                _log.error("collection in %s does not open: %s", directory.name, error.message)
+                reason = error.message if isinstance(error, NearfieldError) else repr(error)
+                self.broken[directory.name] = reason
+                _log.error("collection in %s does not open: %s", directory.name, reason)
 
     def close(self) -> None:
         """Stop the worker, close every collection, release the directory. Closing twice is no error."""
@@ -91,11 +93,12 @@ class Catalog:
             collections = list(self._collections.values())
             self._collections.clear()
         self.maintenance.close()
-        try:
-            for collection in collections:
+        for collection in collections:
+            try:
                 collection.close()
-        finally:
-            os.close(self._lock_file)
+            except Exception:  # what was acknowledged is durable; the others are closed all the same
+                _log.exception("closing %s", collection.name)
+        os.close(self._lock_file)
 
     def list(self) -> list[Collection]:
         """All collections by name."""
@@ -118,6 +121,7 @@ class Catalog:
         """
         checked = check_name(name)
         schema = parse_schema(body, limits=self.limits)
+        check_installed(schema.index)
         with self._guard:
             if self._closed:
                 raise StorageFailed("the data directory was closed", code="closed")
@@ -125,20 +129,23 @@ class Catalog:
             if found is not None:
                 check_same(found.schema, body, schema)
                 return found, False
+            if self.broken:  # one of them may have this name, and would come back beside the new one
+                raise StorageFailed("a collection does not open, so none is created", hint="run: nearfield doctor")
             if len(self._collections) >= self.limits.collections:
                 raise Conflict(f"at most {self.limits.collections} collections", code="too_many_collections")
             name_on_disk = uuid.uuid4().hex
-            building = self._root / f".new-{name_on_disk}"
+            building, final = self._root / f".new-{name_on_disk}", self._root / name_on_disk
             building.mkdir()
             try:
                 RowStore.create(building, name=checked, schema=schema.to_wire()).close()
-                final = self._root / name_on_disk
                 building.rename(final)
                 sync_directory(self._root)
+                made = Collection(final, maintenance=self.maintenance, limits=self.limits)
             except BaseException:
+                # What stays behind would be a second collection of that name.
                 shutil.rmtree(building, ignore_errors=True)
+                shutil.rmtree(final, ignore_errors=True)
                 raise
-            made = Collection(final, maintenance=self.maintenance, limits=self.limits)
             self._collections[checked] = made
             return made, True
 
@@ -146,13 +153,20 @@ class Catalog:
         """Remove a collection: gone for good once this returns."""
         collection = self.get(name)
         with self._guard:
-            if self._collections.pop(collection.name, None) is None:
+            if self._collections.get(collection.name) is not collection:
                 raise NotFound("no collection of that name", code="collection_not_found", field="name")
+            del self._collections[collection.name]
         collection.close()
         gone = self._root / f".dropped-{collection.directory.name}"
         collection.directory.rename(gone)
         sync_directory(self._root)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def check_installed(index: IndexSpec) -> None:
+    """Raise :class:`InvalidRequest` when the index needs a package that is not there: building it would fail."""
+    if index.kind is not IndexKind.AUTO:
+        backend(str(index.kind))
 
 
 def _lock(path: Path) -> int:

@@ -32,6 +32,7 @@ from nearfield_index.segments.part import FindKeys, Keys
 from nearfield_index.segments.view import View
 from nearfield_index.storage.commits import GroupCommit, Write
 from nearfield_index.storage.rows import RowStore, StoredPoint
+from nearfield_index.writes import DeletePoints
 
 _log = logging.getLogger(__name__)
 
@@ -94,23 +95,26 @@ class Collection:
 
     def write(self, write: Write) -> int:
         """Run one write; returns the sequence at which it is durable and visible."""
+        if self.live.tail_size[1] > self.limits.unsealed_bytes and not isinstance(write, DeletePoints):
+            with self.commits.turn:
+                self.live.seal()  # it did not work when it was due: the writer hears why, and memory stays bounded
         return self.commits.submit(write)
 
     def _commit(self, writes: Sequence[Write]) -> int:
-        if self._closed:
-            raise NotFound("the collection was dropped or closed", code="collection_not_found", field="name")
         with self.store.transaction() as change:
             for write in writes:
                 write.apply(self.store, change)
-        self.live.apply(change)
+        try:
+            self.live.apply(change)
+        except BaseException as error:
+            self.store.fail(f"a commit was not made visible: {error!r}")
+            raise
         try:
             self.store.checkpoint_if_due()
-            sealed = self.live.seal_if_due()
+            if self.live.seal_if_due() or change.dead:
+                self.builder.schedule()
         except NearfieldError as error:  # the writes are durable; what failed is tried again later
             _log.error("after a commit of %s: %s", self.name, error)
-            sealed = False
-        if sealed or len(change.dead) > 0:
-            self.builder.schedule()
         return self.store.sequence
 
     def use_schema(self, schema: Schema, *, rewrite: bool) -> None:
@@ -120,8 +124,8 @@ class Collection:
             if rewrite:
                 self._check_declared(schema)
             self.store.set_schema(schema.to_wire())
-            self.live.use_schema(schema, rewrite=rewrite)
             self.reservoir.use_schema(schema)
+            self.live.use_schema(schema, rewrite=rewrite)
 
     def _check_declared(self, schema: Schema) -> None:
         keys = self.store.keys()
@@ -131,9 +135,11 @@ class Collection:
             check_attributes(rows, schema=schema, limits=self.limits, row_at="attributes")
 
     def view_for(self, exprs: Sequence[Expr | None], ids: Sequence[PointId] = ()) -> tuple[View, FindKeys]:
-        """The view of now, with the row keys that the filters' ids (and ``ids``) have in it. A point is known to the row store a moment
-        before it is in the view: the two are taken at one sequence, or a filter by id would miss a point that is
-        being written."""
+        """The view of now, with the row keys that the filters' ids (and ``ids``) have in it.
+
+        A point is known to the row store a moment before it is in the view: the two are taken at one sequence, or
+        a filter by id would miss a point that is being written.
+        """
         wanted = set(ids).union(*(ids_of(expr) for expr in exprs if expr is not None))
         if not wanted:
             return self.live.view, _no_keys

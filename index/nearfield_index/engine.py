@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nearfield_index import describing, reading
-from nearfield_index.catalog import Catalog
+from nearfield_index.catalog import Catalog, check_installed
 from nearfield_index.checking import check_directory
 from nearfield_index.collection import Collection
 from nearfield_index.errors import Conflict, InvalidRequest
@@ -158,6 +158,7 @@ class Engine:
             if attributes.setdefault(name, kind) != kind:
                 raise Conflict("a declared type cannot change", code="schema_conflict", field=f"attributes.{name}")
         index = parse_index(body["index"], base=old.index) if body.get("index") is not None else old.index
+        check_installed(index)
         return replace(old, vectors=vectors, attributes=attributes, index=index)
 
     # ------------------------------------------------------------------ points
@@ -298,7 +299,7 @@ class Engine:
             if not len(sample):
                 raise InvalidRequest("must hold at least one query", field="queries")
             collection.reservoir.replace(name_of_field, sample)
-        return collection.builder.optimize().to_wire()
+        return collection.builder.optimize(new_queries=body.get("queries") is not None).to_wire()
 
     def quality(self, name: str) -> Json:
         return describing.quality(self._catalog.get(name))

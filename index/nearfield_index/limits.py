@@ -32,7 +32,7 @@ class Limits:
     tail_bytes: int = 64 * 1024 * 1024
     """A tail of this size becomes a flat segment."""
     unsealed_bytes: int = 256 * 1024 * 1024
-    """Past this many bytes that wait to become a flat segment, writes are refused for a moment."""
+    """Past this many bytes that could not become a flat segment, writes fail with the reason why."""
 
     def to_wire(self) -> dict[str, int]:
         return asdict(self)

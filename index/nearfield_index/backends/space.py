@@ -16,6 +16,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
+_RESCORE_MOST = 32_000_000
 _RESCORE_BLOCK = 250_000  # values gathered at a time: they should still be in the cache when they are used
 
 
@@ -62,6 +63,9 @@ def scores(queries: Floats, matrix: Floats, rows: Rows, metric: Metric, *, preci
     out = np.full((n, k), -np.inf)
     dim = matrix.shape[1] - (metric is Metric.L2)
     block = max(1, _RESCORE_BLOCK // max(1, k * dim))
+    if k * dim > _RESCORE_MOST and k > 1:  # many long rows of one query: half of them at a time
+        halves = (scores(queries, matrix, part, metric, precise=precise) for part in (rows[:, : k // 2], rows[:, k // 2 :]))
+        return np.concatenate(list(halves), axis=1)
     for start in range(0, n, block):
         part = rows[start : start + block]
         gathered: Any = matrix[np.maximum(part, 0)][:, :, :dim].astype(kind, copy=False)

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.space import as_inner, queried, rounding, scores
+from nearfield_index.backends.space import as_inner, original, queried, rounding, scores
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.cost import PRODUCT_QUERIES, Calibrations
@@ -25,6 +25,7 @@ from nearfield_index.segments.view import View
 
 _SLACK = 4
 _LARGEST_FETCH = 4_096
+_DOUBLES = 8 * 1024 * 1024  # values of a block
 _CORES = os.cpu_count() or 1
 
 
@@ -157,15 +158,19 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
     """The true top k with float64 scores: ``(rows, scores)``, at least k columns wide where there are rows.
 
     The scan is in float32, so it fetches a few more and accepts only when no row it did not fetch could still
-    belong: where near ties leave that open it fetches more, up to 4,096.
+    belong: where near ties leave that open it fetches more, and past 4,096 it computes every row in float64.
     """
     available = len(here) if within is None else within.count
     fetch = min(available, k + max(_SLACK, k // 4))
     found, rows = here.scan(queries, fetch, within)
     scored = scores(queries, here.matrix, rows, here.metric, precise=True)
-    while fetch < min(available, _LARGEST_FETCH):
+    while fetch < available:
         open_ = _uncertain(here, queries, k, found, scored)
         if not len(open_):
+            break
+        if fetch >= _LARGEST_FETCH:
+            rows[open_] = _best_in_doubles(here, queries[open_], fetch, within)
+            scored[open_] = scores(queries[open_], here.matrix, rows[open_], here.metric, precise=True)
             break
         fetch = min(available, fetch * 4)
         wider, wider_rows = here.scan(queries[open_], fetch, within)
@@ -182,6 +187,27 @@ def _uncertain(here: FieldPart, queries: Floats, k: int, found: Floats, scored: 
     inner = as_inner(kth, queries, here.metric)[:, 0]
     bound = found[:, -1].astype(np.float64) + rounding(queries, here.longest, here.metric)
     return np.flatnonzero((inner < bound) & np.isfinite(found[:, -1]))
+
+
+def _best_in_doubles(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) -> Rows:
+    """The top k by float64 inner products over every row: for vectors that float32 cannot tell apart."""
+    passing = np.arange(len(here)) if within is None else within.rows()
+    asked = original(queries, here.metric).astype(np.float64)
+    best = np.full((len(queries), k), -np.inf)
+    at = np.full((len(queries), k), -1, dtype=np.int64)
+    block = max(1, _DOUBLES // max(asked.shape))
+    for start in range(0, len(passing), block):
+        rows = passing[start : start + block]
+        vectors = original(here.matrix[rows], here.metric).astype(np.float64)
+        inner = asked @ vectors.T
+        if here.metric is Metric.L2:
+            inner -= np.einsum("ij,ij->i", vectors, vectors) / 2
+        both = np.concatenate([best, inner], axis=1)
+        chosen = np.argpartition(-both, k - 1, axis=1)[:, :k]
+        best = np.take_along_axis(both, chosen, 1)
+        where = np.concatenate([at, np.broadcast_to(rows, inner.shape)], axis=1)
+        at = np.take_along_axis(where, chosen, 1)
+    return at
 
 
 def _widen(array: Any, columns: int, fill: float) -> Any:

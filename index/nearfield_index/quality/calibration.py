@@ -90,6 +90,8 @@ def _probes(field: FieldPart, sample: Floats, random: np.random.Generator) -> tu
     noise = _noise(field, vectors.shape[0], random)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     noisy = vectors + noise * (lengths / np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30))
+    # In few dimensions noise may cancel a vector, and a zero vector is no query.
+    noisy = np.where(np.linalg.norm(noisy, axis=1, keepdims=True) > 0, noisy, vectors)
     return "rows", [
         _Probe(queried(vectors, field.metric), rows),
         _Probe(queried(noisy, field.metric), np.full(len(rows), -1)),

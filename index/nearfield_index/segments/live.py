@@ -42,6 +42,7 @@ class LiveSegments:
         self._store = store
         self.schema = schema
         self._tail_bytes = tail_bytes
+        self._seal_at = tail_bytes
         self._tail = MutableSegment(schema)
         self._generation = 0
         self.findings: list[str] = []
@@ -64,7 +65,7 @@ class LiveSegments:
         held = np.concatenate([np.empty(0, dtype=np.int64), *(p.part.pks for p in parts)])
         missing = np.setdiff1d(live, held, assume_unique=True)
         self._sweep({p.part.name for p in parts})
-        self._view = View(self._store.sequence, (*parts, self._tail_part()))
+        self._view = View(self._store.sequence, (*parts, _whole(self._tail)))
         if len(parts) < len(manifest.segments):
             self._publish(self._view)
         self._replay(missing)
@@ -167,8 +168,16 @@ class LiveSegments:
         return self._view.parts[-1].count, self._tail.nbytes
 
     def seal_if_due(self) -> bool:
-        """Seal the tail once it has grown to its bound; returns whether it did."""
-        return self._tail.nbytes >= self._tail_bytes and self.seal()
+        """Seal the tail once it has grown to its bound; returns whether it did. It never fails: the points are
+        durable, and a tail that could not be sealed goes on and is tried again when it has grown some more."""
+        if self._tail.nbytes < self._seal_at:
+            return False
+        try:
+            return self.seal()
+        except Exception:
+            self._seal_at = self._tail.nbytes + self._tail_bytes // 4
+            _log.exception("the tail in %s was not sealed", self._directory)
+            return False
 
     def seal(self) -> bool:
         """Turn the tail into a flat, mapped segment. Returns whether there was anything to seal."""
@@ -176,17 +185,17 @@ class LiveSegments:
             return False
         last = self._view.parts[-1]
         parts = list(self._view.parts[:-1])
-        tail = self._tail.snapshot()
         live = (~last.dead).rows()
+        segment = None
         if len(live):
-            rows = tail.rows_to_seal(live)
+            rows = self._tail.snapshot().rows_to_seal(live)
             name = write_flat(self._segments, rows, self.schema, sequence=self._store.sequence)
             segment = Segment(self._segments / name)
             parts.append(LivePart(segment, Bitmap.none(segment.count)))
-        self._tail = MutableSegment(self.schema)
-        view = View(self._store.sequence, (*parts, self._tail_part()))
-        self._publish(view)
-        self._view = view
+        tail = MutableSegment(self.schema)
+        view = View(self._store.sequence, (*parts, _whole(tail)))
+        self._publish(view, new=segment)  # when it fails, the old tail and the old view go on
+        self._tail, self._view, self._seal_at = tail, view, self._tail_bytes
         return True
 
     def replace(self, old: Sequence[str], new: Segment | None) -> None:
@@ -204,7 +213,7 @@ class LiveSegments:
             rows = np.sort(new.rows_of(pks))
             kept.append(LivePart(new, Bitmap.from_rows(new.count, rows)))
         view = View(self._view.sequence, (*kept, self._view.parts[-1]))
-        self._publish(view)
+        self._publish(view, new=new)
         self._view = view
         for name in old:
             # Mapped pages stay readable for the queries that still hold them.
@@ -218,33 +227,36 @@ class LiveSegments:
         """Go on with a changed schema: the tail is sealed under the old one first, or, when old rows must be
         indexed anew (``rewrite``), everything is read again from the row store."""
         self.seal()
+        before = self.schema, self._tail, self._view
+        parts = self._view.parts[:-1]
+        self._shown = self._view  # readers go on with it until the new one is whole
         self.schema = schema
         self._tail = MutableSegment(schema)
-        if not rewrite:
-            self._view = View(self._store.sequence, (*self._view.parts[:-1], self._tail_part()))
-            return
-        old = [p.part.name for p in self._view.parts[:-1]]
-        self._shown = before = self._view  # readers go on with it until the new one is whole
-        self._view = View(self._store.sequence, (self._tail_part(),))
+        self._view = View(self._store.sequence, (*(() if rewrite else parts), _whole(self._tail)))
         try:
-            self._replay(self._store.keys())
-            self.seal()
+            if rewrite:
+                self._replay(self._store.keys())
+                self.seal()
         except BaseException:
-            self._view = before
+            # The manifest may list the new segments by now. A restart goes by it and replays what they lack.
+            self.schema, self._tail, self._view = before
             raise
         finally:
             self._shown = None
-        for name in old:
-            _remove(self._segments / name)
+        if rewrite:
+            for part in parts:
+                _remove(self._segments / part.part.name)
 
-    def _tail_part(self) -> LivePart:
-        tail = self._tail.snapshot()
-        return LivePart(tail, Bitmap.none(tail.count))
-
-    def _publish(self, view: View) -> None:
+    def _publish(self, view: View, *, new: Segment | None = None) -> None:
+        """Make the segments of ``view`` those of the manifest; when that fails, ``new`` is thrown away."""
         listed = tuple((s.name, s.head_checksum) for s, _ in view.segments)
         self._generation += 1
-        Manifest(self._generation, self._store.sequence, listed).write(self._directory / "MANIFEST.json")
+        try:
+            Manifest(self._generation, self._store.sequence, listed).write(self._directory / "MANIFEST.json")
+        except BaseException:
+            if new is not None:
+                _remove(self._segments / new.name)
+            raise
         try:
             self._store.forget_deaths(self._store.sequence)
         except NearfieldError as error:  # the feed stays longer than needed, which is harmless
@@ -273,6 +285,11 @@ def stored_points(store: Vectors, schema: Schema, found: Sequence[StoredPoint]) 
         vectors,
     )
     return np.array([p.pk for p in found], dtype=np.int64), points
+
+
+def _whole(tail: MutableSegment) -> LivePart:
+    part = tail.snapshot()
+    return LivePart(part, Bitmap.none(part.count))
 
 
 def _dead_rows(segment: Segment, live: Keys) -> Bitmap:

@@ -20,7 +20,7 @@ from nearfield_index.filters.facets import facet, merge_facets
 from nearfield_index.points import Attributes, PointId, Points
 from nearfield_index.schema import Schema, VectorField
 from nearfield_index.segments.ids import tie_keys
-from nearfield_index.segments.part import FieldPart, FindKeys, Keys, Rows
+from nearfield_index.segments.part import BitmapCache, FieldPart, FindKeys, Keys, Rows
 from nearfield_index.segments.writer import FieldRows, SegmentRows
 from nearfield_index.storage.columns import Columns
 
@@ -145,7 +145,7 @@ class TailPart:
     _ids: list[PointId]
     _attributes: list[Attributes]
     _columns: _ColumnChunks
-    _bitmaps: dict[str, Bitmap] = field(default_factory=dict)
+    _bitmaps: BitmapCache = field(default_factory=BitmapCache)
 
     name = "tail"
 
@@ -159,14 +159,13 @@ class TailPart:
         return np.asarray(place[self.pks[place] == pks], dtype=np.int64)
 
     def matching(self, expr: Expr, find_keys: FindKeys) -> Bitmap:
-        found = self._bitmaps.get(expr.key)
-        if found is None:
+        def compiled() -> Bitmap:
             masks = [np.empty(0, dtype=np.bool_)]
             for start, chunk in self._columns.upto(self.count):
                 masks.append(compile_filter(expr, chunk, self._in_chunk(start, chunk.n, find_keys)).mask())
-            found = Bitmap.from_mask(np.concatenate(masks)[: self.count])
-            self._bitmaps[expr.key] = found
-        return found
+            return Bitmap.from_mask(np.concatenate(masks)[: self.count])
+
+        return self._bitmaps.get(expr, compiled)
 
     def _in_chunk(self, start: int, length: int, find_keys: FindKeys) -> Any:
         def rows(ids: Sequence[PointId]) -> Rows:

@@ -14,7 +14,7 @@ import numpy as np
 from nearfield_index.backends.base import Backend, Lists
 from nearfield_index.backends.exact import nothing, search_flat, search_gathered, search_matrix
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.filters.expr import Expr
+from nearfield_index.filters.expr import Expr, ids_of
 from nearfield_index.points import PointId
 from nearfield_index.schema import Metric
 
@@ -26,6 +26,7 @@ FindKeys = Callable[[Sequence[PointId]], Keys]
 """Row keys of the ids that exist, from the row store."""
 
 _CACHE_BYTES = 16 * 1024 * 1024
+_CACHE_ENTRIES = 256
 
 
 @dataclass(frozen=True)
@@ -138,25 +139,28 @@ class LivePart:
 
 
 class BitmapCache:
-    """Compiled filters of one immutable part by canonical key, bounded by bytes, least recently used out."""
+    """Compiled filters of one immutable part by canonical key, bounded by bytes, least recently used out.
+
+    Filters that name ids are not kept: which row key an id has changes from view to view.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._held: OrderedDict[str, Bitmap] = OrderedDict()
-        self._bytes = 0
 
-    def get(self, key: str, make: Callable[[], Bitmap]) -> Bitmap:
+    def get(self, expr: Expr, make: Callable[[], Bitmap]) -> Bitmap:
+        if ids_of(expr):
+            return make()
         with self._lock:
-            found = self._held.get(key)
+            found = self._held.get(expr.key)
             if found is not None:
-                self._held.move_to_end(key)
+                self._held.move_to_end(expr.key)
                 return found
         made = make()
         with self._lock:
-            if key not in self._held:
-                self._held[key] = made
-                self._bytes += made.n // 8 + 256
-                while self._bytes > _CACHE_BYTES and len(self._held) > 1:
-                    _, dropped = self._held.popitem(last=False)
-                    self._bytes -= dropped.n // 8 + 256
+            self._held[expr.key] = made
+            # Counted anew each time: a bitmap grows by the forms that are asked of it.
+            held = sum(bitmap.nbytes for bitmap in self._held.values())
+            while len(self._held) > 1 and (held > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
+                held -= self._held.popitem(last=False)[1].nbytes
         return made

@@ -125,7 +125,7 @@ class Segment:
         def compiled() -> Bitmap:
             return compile_filter(expr, self.columns, lambda ids: self.rows_of(find_keys(ids)))
 
-        return self._bitmaps.get(expr.key, compiled)
+        return self._bitmaps.get(expr, compiled)
 
     def facet(self, name: str, within: Bitmap) -> list[tuple[Any, int]]:
         return list(facet(self.columns, name, within))

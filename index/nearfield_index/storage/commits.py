@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,12 +58,21 @@ class GroupCommit:
                 raise Busy("too many writes are waiting", retry_after=1.0)
             self._queue.append(waiting)
             self._bytes += write.nbytes
-        with self.turn:
-            while not waiting.done:
-                self._run(self._next_group())
+        if threading.current_thread() is threading.main_thread():
+            # Ctrl-C strikes the main thread only, and it must not fall between a commit and its being visible.
+            worker = threading.Thread(target=self._finish, args=(waiting,), name="nearfield-commit")
+            worker.start()
+            worker.join()
+        else:
+            self._finish(waiting)
         if waiting.error is not None:
             raise waiting.error
         return waiting.sequence
+
+    def _finish(self, waiting: _Waiting) -> None:
+        with self.turn:
+            while not waiting.done:
+                self._run(self._next_group())
 
     def _next_group(self) -> list[_Waiting]:
         with self._guard:
@@ -83,5 +93,3 @@ class GroupCommit:
             error = failure
         for waiting in group:
             waiting.error, waiting.sequence, waiting.done = error, sequence, True
-        if error is not None and not isinstance(error, Exception):
-            raise error

@@ -18,6 +18,7 @@ from nearfield_index.errors import Corrupt, NearfieldError, NotFound, OutOfSpace
 _OLDEST_SQLITE = (3, 51, 3)
 
 _PAGE_BYTES = 8192
+_LOG_BYTES = 4 * 1024 * 1024
 _READERS = 8
 _READ_TIMEOUT_S = 5
 
@@ -48,6 +49,8 @@ def open_writer(path: Path, *, create: bool = False) -> apsw.Connection:
     connection.pragma("synchronous", "full")
     # The automatic checkpoint swallows fsync errors: we call it ourselves.
     connection.pragma("wal_autocheckpoint", 0)
+    # A checkpointed log is cut back, or its size would say for ever that the next checkpoint is due.
+    connection.pragma("journal_size_limit", _LOG_BYTES)
     connection.pragma("trusted_schema", "off")
     connection.pragma("cache_size", -16_384)
     # A new file has no checksums before its first page; it is opened again before use. The answer is text.
@@ -91,13 +94,13 @@ class Readers:
         connection = self._idle.get()
         try:
             if self._closed:
-                raise NotFound("the collection was dropped or closed", code="collection_not_found", field="name")
-            if connection is None:
-                connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
-                connection.pragma("query_only", "on")
-                connection.pragma("trusted_schema", "off")
-                connection.pragma("cache_size", -1_024)
+                raise closed()
             with named_errors("reading"):
+                if connection is None:
+                    connection = _connect(self._path, apsw.SQLITE_OPEN_READONLY)
+                    connection.pragma("query_only", "on")
+                    connection.pragma("trusted_schema", "off")
+                    connection.pragma("cache_size", -1_024)
                 yield connection
         finally:
             self._idle.put(connection)
@@ -120,6 +123,11 @@ def named_errors(doing: str) -> Iterator[None]:
         yield
     except apsw.Error as error:
         raise translate(error, doing) from error
+
+
+def closed() -> NotFound:
+    """The error for whoever comes too late."""
+    return NotFound("the collection was dropped or closed", code="collection_not_found", field="name")
 
 
 def translate(error: apsw.Error, doing: str) -> NearfieldError:

@@ -25,7 +25,7 @@ import xxhash
 from nearfield_index.errors import Corrupt, NearfieldError, ReadOnly
 from nearfield_index.points import PointId, Points
 from nearfield_index.storage.atomic import sync_directory
-from nearfield_index.storage.database import Readers, named_errors, open_writer, translate
+from nearfield_index.storage.database import Readers, closed, named_errors, open_writer, translate
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 FORMAT = 1
 _CHECKPOINT_BYTES = 32 * 1024 * 1024
 _WITNESS = struct.Struct("<QQ")
+# Errors that leave no doubt: nothing was written, and nothing is wrong with the disk.
+_HARMLESS = (apsw.FullError, apsw.BusyError, apsw.ConstraintError)
 
 _SCHEMA = """
 CREATE TABLE meta (k TEXT PRIMARY KEY, v NOT NULL) WITHOUT ROWID;
@@ -103,6 +105,7 @@ class RowStore:
         self._fields: dict[str, int] = orjson.loads(meta["fields"])
         self._readers = Readers(self._path)
         self._failed: str | None = None
+        self._closed = False
 
     @classmethod
     def create(cls, directory: Path, *, name: str, schema: dict[str, Any]) -> RowStore:
@@ -139,6 +142,10 @@ class RowStore:
         """Why the store takes no more writes, or None."""
         return self._failed
 
+    def fail(self, reason: str) -> None:
+        """Take no more writes until the store is opened again."""
+        self._failed = self._failed or reason
+
     def meta(self, key: str) -> Any:
         """A stored setting (``name``, ``schema``)."""
         with self._readers.take() as connection:
@@ -151,6 +158,7 @@ class RowStore:
 
     def close(self) -> None:
         """Checkpoint and close; the next open has nothing to replay, unless the disk has no room for it."""
+        self._closed = True
         self._readers.close()
         if self._failed is None:
             try:
@@ -169,6 +177,8 @@ class RowStore:
         After a storage fault the store takes no more writes until it is opened again: whether the transaction
         happened is unknown, and a disk that failed once must not be asked again and believed.
         """
+        if self._closed:
+            raise closed()
         if self._failed is not None:
             raise ReadOnly(f"the collection takes no writes since a storage fault: {self._failed}")
         before = self._sequence
@@ -192,8 +202,7 @@ class RowStore:
             _log.warning("the commit witness was not written: %s", error)
 
     def _roll_back(self, error: BaseException, sequence: int) -> None:
-        committing = isinstance(error, apsw.Error) and not isinstance(error, apsw.FullError)
-        if committing:
+        if isinstance(error, apsw.Error) and not isinstance(error, _HARMLESS):
             self._failed = str(error)
         if self._writer.in_transaction:
             try:
