@@ -51,7 +51,7 @@ def _rows_digest(source: Path) -> str:
     return digest.hexdigest()
 
 
-def trust_graphs(data: Path) -> int:
+def trust_graphs(data: Path, effort: int = 64) -> int:
     """Rewrite every calibration of a closed data directory so that graphs are used whatever the size.
 
     Small data is scanned otherwise, and no graph would ever be asked. Returns how many fields have one now.
@@ -60,7 +60,7 @@ def trust_graphs(data: Path) -> int:
     for path in data.glob("collections/*/segments/*/segment.json"):
         kinds = {name: field["kind"] for name, field in orjson.loads(path.read_bytes())["fields"].items()}
         flat = orjson.loads(path.read_bytes())["state"] == "flat"
-        curves = (Curve(0.0, 10_000, "all", (Setting(64, 1.0, 0.01),)),)
+        curves = (Curve(0.0, 10_000, "all", (Setting(effort, 1.0, 0.01),)),)
         always = Calibration("queries", 200, scan_us=1e6, gather_us=1e6, product_us=1e6, curves=curves)
         measured = {name: always for name, kind in kinds.items() if kind != "exact" and not flat}
         if measured:

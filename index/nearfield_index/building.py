@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from threading import Lock
 from typing import Any
 
@@ -46,7 +47,7 @@ class Builder:
         store: RowStore,
         live: LiveSegments,
         reservoir: QueryReservoir,
-        turn: Lock,
+        turn: AbstractContextManager[object],
         maintenance: Maintenance,
     ) -> None:
         """``turn`` is the collection's write turn: held for the moment in which a view is replaced."""
@@ -98,6 +99,8 @@ class Builder:
 
     def _compact(self, job: Job) -> None:
         job.joinable = False  # who asks from now on may have seen what this job will not see
+        if time.monotonic() < self._not_before:
+            return
         try:
             while names := plan_merge(self._sizes(), full=False):
                 self._merge(job, names, lambda done: job.report(0.9 * done))

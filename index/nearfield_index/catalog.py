@@ -32,10 +32,11 @@ _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.ss
 class Catalog:
     """The collections of one directory, which this process holds alone until :meth:`close`."""
 
-    def __init__(self, path: Path, *, limits: Limits) -> None:
+    def __init__(self, path: Path, *, limits: Limits, sample_rate: float = 0.0) -> None:
         """Open every collection. Raises :class:`Locked` when another process holds the directory."""
         self.path = path
         self.limits = limits
+        self._sample_rate = sample_rate
         path.mkdir(parents=True, exist_ok=True)
         self.broken: dict[str, str] = {}
         """Collections that could not be opened, by name or directory, with the reason."""
@@ -76,7 +77,9 @@ class Catalog:
                 shutil.rmtree(directory, ignore_errors=True)  # half-created, or dropped just before a crash
                 continue
             try:
-                collection = Collection(directory, maintenance=self.maintenance, limits=self.limits)
+                collection = Collection(
+                    directory, maintenance=self.maintenance, limits=self.limits, sample_rate=self._sample_rate
+                )
                 self._collections[collection.name] = collection
             except Exception as error:
                 # The others still serve; this one is left untouched for doctor.
@@ -140,7 +143,9 @@ class Catalog:
                 RowStore.create(building, name=checked, schema=schema.to_wire()).close()
                 building.rename(final)
                 sync_directory(self._root)
-                made = Collection(final, maintenance=self.maintenance, limits=self.limits)
+                made = Collection(
+                    final, maintenance=self.maintenance, limits=self.limits, sample_rate=self._sample_rate
+                )
             except BaseException:
                 # What stays behind would be a second collection of that name.
                 shutil.rmtree(building, ignore_errors=True)

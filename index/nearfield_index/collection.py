@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,6 +25,7 @@ from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.points import PointId, check_attributes
 from nearfield_index.quality import calibration
+from nearfield_index.quality.recall import RecallMonitor
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.schema import Schema, schema_from_wire
 from nearfield_index.segments.live import LiveSegments
@@ -55,7 +56,7 @@ class Answer:
 class Collection:
     """Open one directory; every method may be called from any thread."""
 
-    def __init__(self, directory: Path, *, maintenance: Maintenance, limits: Limits) -> None:
+    def __init__(self, directory: Path, *, maintenance: Maintenance, limits: Limits, sample_rate: float = 0.0) -> None:
         self.directory = directory
         self.limits = limits
         self.maintenance = maintenance
@@ -67,6 +68,7 @@ class Collection:
         self.reservoir.load(directory / "queries")
         self.commits = GroupCommit(self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes)
         self.builder = Builder(self.name, self.store, self.live, self.reservoir, self.commits.turn, maintenance)
+        self.monitor = RecallMonitor(rate=sample_rate, submit=maintenance.run_quietly)
         self.queries = 0
         self.exact_rows = 0
         self.altering = Lock()
@@ -214,28 +216,33 @@ class Collection:
     def search(self, query: Query) -> Answer:
         """Answer a batch; the view is taken once, and again when points died before they could be read."""
         deadline = None if query.timeout_s is None else time.monotonic() + query.timeout_s
-        if query.after is not None and query.after > self.store.sequence:
-            raise Conflict(
-                f"sequence {query.after} is not there yet, the last is {self.store.sequence}",
-                code="sequence_ahead",
-                field="after",
-            )
+        if query.after is not None and query.after > self.live.view.sequence:
+            with self.commits.turn:  # what is committed by now is visible then
+                last = self.live.view.sequence
+            if query.after > last:
+                raise Conflict(
+                    f"sequence {query.after} is not there yet, the last is {last}",
+                    code="sequence_ahead",
+                    field="after",
+                )
         vectors = self._query_vectors(query)
         extra = 0 if query.ids is None else 1
-        search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, query.recall, deadline)
+        wanted = query.recall if query.recall >= 1.0 else min(0.9999, query.recall + self.monitor.margin)
+        search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, wanted, deadline)
         metric = self.schema.vectors[query.field].metric
         for attempt in range(_RETRIES):
             # Where writers are quicker than the search every time, they wait once.
             with self.commits.turn if attempt == _RETRIES - 1 else nullcontext():
                 view, find_keys = self.view_for(query.filters, query.ids or ())
-                found, report = run(view, search, metric, self.builder.calibrations, find_keys)
-                found = _cut(found, query, find_keys)
+                whole, report = run(view, search, metric, self.builder.calibrations, find_keys)
+                found = _cut(whole, query, find_keys)
                 pks = np.unique(found.pks[found.pks >= 0])
                 with self.store.snapshot():
                     stored = self._stored(pks, query.selection)
                     loaded = self._vectors(stored, query.selection)
             if len(stored) == len(pks) or not query.selection.anything:
                 break
+        self.monitor.consider(view, replace(search, recall=query.recall), metric, find_keys, whole, report)
         self._note(query, vectors, report)
         return Answer(view, found, _ids(view, found), stored, loaded, report)
 

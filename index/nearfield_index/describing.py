@@ -73,6 +73,7 @@ def quality(collection: Collection) -> Json:
     """The reply of ``GET .../quality``: what is calibrated, on what, and which recall each setting came to."""
     segments = []
     for segment, _ in collection.live.view.segments:
-        for name, measured in collection.builder.state(segment.name).items():
-            segments.append({"segment": segment.name, "field": name, **measured.to_json()})
-    return {"recall": {"target": collection.schema.index.recall, "calibration": segments}}
+        for name, known in collection.builder.state(segment.name).items():
+            segments.append({"segment": segment.name, "field": name, **known.to_json()})
+    measured = collection.monitor.to_wire()
+    return {"recall": {"target": collection.schema.index.recall, "measured": measured, "calibration": segments}}

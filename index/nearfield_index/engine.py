@@ -45,6 +45,8 @@ class EngineOptions:
     """Settings of an engine."""
 
     limits: Limits = field(default_factory=Limits)
+    sample_rate: float = 0.01
+    """Share of queries that are answered again exactly in the background, to measure recall; 0 switches it off."""
 
 
 class Engine:
@@ -57,7 +59,8 @@ class Engine:
     @classmethod
     def open(cls, path: str | Path, *, options: EngineOptions | None = None) -> Self:
         """Open or create a data directory. Raises :class:`Locked` when another process holds it."""
-        return cls(Catalog(Path(path), limits=(options or EngineOptions()).limits))
+        options = options or EngineOptions()
+        return cls(Catalog(Path(path), limits=options.limits, sample_rate=options.sample_rate))
 
     def close(self) -> None:
         """Finish what is written, stop background work, release the directory."""
@@ -103,6 +106,7 @@ class Engine:
                     "sequence": c.store.sequence,
                     "queries": c.queries,
                     "exact_rows": c.exact_rows,
+                    "recall": c.monitor.to_wire()["buckets"],
                 }
                 for c in self._catalog.list()
             ],
@@ -271,6 +275,8 @@ class Engine:
             "warnings": collection.warnings(answer.view, query.filters),
             "recall": {"target": query.recall, "estimate": estimate},
         }
+        if query.count == 1:
+            meta["recall"]["interval"] = collection.monitor.interval(answer.report)
         if query.explain:
             meta["plans"] = answer.report.plans
         results = reading.answer_to_wire(answer, query)

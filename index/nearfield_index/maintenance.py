@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from nearfield_index.errors import Busy, NearfieldError
+from nearfield_index.errors import Busy, NearfieldError, NotFound
 from nearfield_index.jobs import Cancelled, Job, JobBook
 
 _log = logging.getLogger(__name__)
@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 Work = Callable[[Job], None]
 
 _MOST_QUEUED = 1_000
+_LAST = 9
 
 
 class Maintenance:
@@ -48,6 +49,12 @@ class Maintenance:
                 raise Busy("too many jobs are waiting", retry_after=10.0) from None
             self.jobs.add(job)
             return job
+
+    def run_quietly(self, work: Callable[[], None]) -> None:
+        """Run small work behind all jobs, without a job of its own; dropped where the queue is full or closed."""
+        with self._lock:
+            if not self._closed and not self._queue.full():
+                self._queue.put_nowait((_LAST, next(self._order), Job("quiet", ""), lambda job: work()))
 
     def stop_jobs(self, collection: str) -> None:
         """Cancel a collection's jobs and wait until none runs."""
@@ -89,7 +96,7 @@ class Maintenance:
         try:
             work(job)
             job.finish("done")
-        except Cancelled:
+        except (Cancelled, NotFound):  # or its collection was dropped
             job.finish("cancelled")
         except NearfieldError as error:
             _log.warning("job %s of %s failed: %s", job.kind, job.collection, error)

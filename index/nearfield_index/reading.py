@@ -61,13 +61,17 @@ def answer_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
     results: list[list[Json]] = []
     width = answer.found.pks.shape[1]
     for row, keys in enumerate(pks):
+        if not selection.anything:
+            ids = answer.ids[row * width : (row + 1) * width]
+            whole = zip(ids, scores[row], keys, strict=True)
+            results.append([{"id": i, "score": score} for i, score, pk in whole if pk >= 0])
+            continue
         hits: list[Json] = []
         for column, pk in enumerate(keys):
             if pk < 0:
                 continue
             hit: Json = {"id": answer.ids[row * width + column], "score": scores[row][column]}
-            if selection.anything:
-                _add_selected(hit, answer.stored[pk], selection, answer.vectors)
+            _add_selected(hit, answer.stored[pk], selection, answer.vectors)
             hits.append(hit)
         results.append(hits)
     return results

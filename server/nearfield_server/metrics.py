@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -98,6 +98,7 @@ class EngineCollector(Collector):
             for part, size in collection["bytes"].items():
                 bytes_by_part.add_metric([collection["name"], part], float(size))
         yield bytes_by_part
+        yield _recall(collections)
         jobs = GaugeMetricFamily("nearfield_jobs", "Jobs by state", labels=["state"])
         for state in ("running", "queued"):
             jobs.add_metric([state], float(stats["jobs"][state]))
@@ -121,3 +122,16 @@ def _per_collection(collections: list[dict[str, Any]]) -> Iterator[Metric]:
             if key in collection:
                 metric.add_metric([collection["name"]], float(collection[key]))
         yield metric
+
+
+def _recall(collections: Iterable[Mapping[str, Any]]) -> Metric:
+    """Recall measured on sampled live queries, by plan and selectivity bucket."""
+    metric = GaugeMetricFamily(
+        "nearfield_recall_estimate",
+        "Recall of live queries, sampled and answered again exactly",
+        labels=["collection", "plan", "selectivity"],
+    )
+    for collection in collections:
+        for bucket in collection["recall"]:
+            metric.add_metric([collection["name"], bucket["plan"], bucket["selectivity"]], bucket["recall"])
+    return metric

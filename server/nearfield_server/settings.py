@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     """Allow a host other than loopback although no key is set."""
     limits: Limits = Limits()
     admission: Admission = Admission()
+    recall_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of queries answered again exactly in the background, to measure recall; 0 switches it off."""
     metrics_public: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"

@@ -15,6 +15,9 @@ from nearfield_index.bitmap import Bitmap
 _GATHER_QUERIES = 4
 _GATHER_BYTES = 64 * 1024 * 1024
 
+# Matrix products from as few queries on: FAISS's own threshold comes far too late. The setting is the process's.
+faiss.cvar.distance_compute_blas_threshold = _GATHER_QUERIES
+
 
 class Exact:
     """Scans rows. Stateless beside the matrix; ``effort`` means nothing here."""
@@ -62,17 +65,8 @@ def search_flat(
     if fetch == 0:
         return nothing(len(queries), width or k)
     params = None if selector is None else faiss.SearchParameters(sel=selector)
-    _prefer_products(len(queries))
     found = flat.search(queries, fetch, params=params)
     return pad(found[0], found[1], width or k)
-
-
-def _prefer_products(queries: int) -> None:
-    """Matrix products from a few queries on, plain scans below: FAISS's own threshold comes far too late.
-
-    The setting is the process's; a race between threads costs speed and never changes an answer.
-    """
-    faiss.cvar.distance_compute_blas_threshold = 0 if queries >= _GATHER_QUERIES else 2**31 - 1
 
 
 def search_matrix(matrix: Floats, queries: Floats, k: int) -> tuple[Floats, Rows]:
@@ -80,7 +74,6 @@ def search_matrix(matrix: Floats, queries: Floats, k: int) -> tuple[Floats, Rows
     fetch = min(k, len(matrix))
     if fetch == 0:
         return nothing(len(queries), k)
-    _prefer_products(len(queries))
     found = faiss.knn(queries, matrix, fetch, metric=faiss.METRIC_INNER_PRODUCT)
     return pad(found[0], found[1], k)
 

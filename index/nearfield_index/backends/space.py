@@ -64,7 +64,9 @@ def scores(queries: Floats, matrix: Floats, rows: Rows, metric: Metric, *, preci
     dim = matrix.shape[1] - (metric is Metric.L2)
     block = max(1, _RESCORE_BLOCK // max(1, k * dim))
     if k * dim > _RESCORE_MOST and k > 1:  # many long rows of one query: half of them at a time
-        halves = (scores(queries, matrix, part, metric, precise=precise) for part in (rows[:, : k // 2], rows[:, k // 2 :]))
+        halves = (
+            scores(queries, matrix, part, metric, precise=precise) for part in (rows[:, : k // 2], rows[:, k // 2 :])
+        )
         return np.concatenate(list(halves), axis=1)
     for start in range(0, n, block):
         part = rows[start : start + block]

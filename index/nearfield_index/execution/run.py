@@ -49,6 +49,12 @@ class Report:
     recall: float = 1.0
     exact_rows: int = 0
     graph_queries: int = 0
+    chosen: list[tuple[Rows, dict[str, Any]]] = field(default_factory=list)
+    """Per filter group its queries and the plan of its largest part."""
+
+    def plan_of(self, query: int) -> dict[str, Any] | None:
+        """The plan of the largest part that a query was answered from."""
+        return next((plan for members, plan in self.chosen if query in members), None)
 
     def add(self, part: LivePart, plan: Plan, queries: int, seconds: float, fallback: int) -> None:
         self.plans.append(
@@ -93,6 +99,8 @@ def run(
             found.append(_search_part(number, part, here, expr, mine, search, calibrations, find_keys, report))
             last = report.plans[-1]
             weights.append((last["rows"] * len(mine), last["recall"]))
+        if found:
+            report.chosen.append((members, max(report.plans[-len(found) :], key=lambda p: int(p["rows"]))))
         answers.append((members, merge(found or [Candidates.none(len(mine))], search.k)))
     total = sum(w for w, _ in weights)
     report.recall = sum(w * r for w, r in weights) / total if total else 1.0
@@ -203,7 +211,7 @@ def _best_in_doubles(here: FieldPart, queries: Floats, k: int, within: Bitmap | 
         if here.metric is Metric.L2:
             inner -= np.einsum("ij,ij->i", vectors, vectors) / 2
         both = np.concatenate([best, inner], axis=1)
-        chosen = np.argpartition(-both, k - 1, axis=1)[:, :k]
+        chosen = np.argsort(-both, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(both, chosen, 1)
         where = np.concatenate([at, np.broadcast_to(rows, inner.shape)], axis=1)
         at = np.take_along_axis(where, chosen, 1)

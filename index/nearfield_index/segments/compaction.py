@@ -12,6 +12,8 @@ _FLAT_BYTES = 48 * 1024 * 1024
 _FLAT_COUNT = 4
 # A merge may take in an indexed segment up to this many times the new rows.
 _ABSORB = 4.0
+# ``optimize`` takes in a segment of this size whatever it costs: one graph answers quicker than two.
+_SMALL_BYTES = 256 * 1024 * 1024
 _LARGEST_BYTES = 8 * 1024 * 1024 * 1024
 
 
@@ -48,7 +50,8 @@ def plan_merge(segments: Sequence[SegmentSize], *, full: bool) -> list[str]:
     taken = sum(s.live_bytes for s in chosen)
     rest = sorted((s for s in segments if s.indexed and s not in stale), key=lambda s: s.live_bytes)
     for segment in rest:
-        if segment.live_bytes <= _ABSORB * taken and taken + segment.live_bytes <= _LARGEST_BYTES:
+        worth = segment.live_bytes <= _ABSORB * taken or (full and segment.live_bytes <= _SMALL_BYTES)
+        if worth and taken + segment.live_bytes <= _LARGEST_BYTES:
             chosen.append(segment)
             taken += segment.live_bytes
     return [s.id for s in chosen]

@@ -67,7 +67,10 @@ class LiveSegments:
         self._sweep({p.part.name for p in parts})
         self._view = View(self._store.sequence, (*parts, _whole(self._tail)))
         if len(parts) < len(manifest.segments):
-            self._publish(self._view)
+            try:
+                self._publish(self._view)
+            except NearfieldError as error:  # the next start finds the same gap and fills it again
+                _log.warning("the manifest still lists damaged segments: %s", error)
         self._replay(missing)
         return self._view
 

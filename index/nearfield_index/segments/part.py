@@ -147,6 +147,7 @@ class BitmapCache:
     def __init__(self) -> None:
         self._lock = Lock()
         self._held: OrderedDict[str, Bitmap] = OrderedDict()
+        self._bytes = 0
 
     def get(self, expr: Expr, make: Callable[[], Bitmap]) -> Bitmap:
         if ids_of(expr):
@@ -158,9 +159,14 @@ class BitmapCache:
                 return found
         made = make()
         with self._lock:
-            self._held[expr.key] = made
-            # Counted anew each time: a bitmap grows by the forms that are asked of it.
-            held = sum(bitmap.nbytes for bitmap in self._held.values())
-            while len(self._held) > 1 and (held > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
-                held -= self._held.popitem(last=False)[1].nbytes
+            if expr.key not in self._held:
+                self._held[expr.key] = made
+                self._bytes += _size(made)
+                while len(self._held) > 1 and (self._bytes > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
+                    self._bytes -= _size(self._held.popitem(last=False)[1])
         return made
+
+
+def _size(bitmap: Bitmap) -> int:
+    """Bytes of both forms: either may still be asked for while the bitmap is held."""
+    return bitmap.n // 8 + 8 * bitmap.count

@@ -112,7 +112,7 @@ class _Writer:
                 at = place[part.rows[clustering.order]]
                 lists = {"offsets": clustering.lists.offsets, "centroids": clustering.lists.centroids}
                 self._place(name, at, len(rows.ids), lists)
-                self._matrix(name, part.matrix[clustering.order])
+                self._matrix(name, part.matrix, clustering.order)
                 self._index(name, part, clustering.lists, threads, _share(step, done, share))
                 done += share
             self._finish(len(rows.ids), "indexed")
@@ -152,8 +152,8 @@ class _Writer:
         if arrays:
             self._add(f"lists-{name}", write_arrays(self._path / f"lists-{name}", arrays, {}))
 
-    def _matrix(self, name: str, matrix: Floats) -> None:
-        self._add(f"vectors-{name}", write_vectors(self._path / f"vectors-{name}", matrix))
+    def _matrix(self, name: str, matrix: Floats, order: Rows | None = None) -> None:
+        self._add(f"vectors-{name}", write_vectors(self._path / f"vectors-{name}", matrix, order))
 
     def _index(self, name: str, part: FieldRows, lists: Any, threads: int, step: Step) -> None:
         kind = pick_kind(self._schema.index, *part.matrix.shape)

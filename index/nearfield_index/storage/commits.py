@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, RLock
 from typing import Protocol
 
 from nearfield_index.errors import Busy
@@ -46,8 +46,9 @@ class GroupCommit:
         self._queue: deque[_Waiting] = deque()
         self._bytes = 0
         self._guard = Lock()
-        self.turn = Lock()
-        """Held while a group is committed; whoever changes segments holds it, too."""
+        self.turn = RLock()
+        """Held while a group is committed; whoever changes segments holds it, too. A write that selects by a
+        filter reads while it is held, and a reader that finds no quiet moment takes it."""
 
     def submit(self, write: Write) -> int:
         """Returns the sequence once the write is durable and visible. Raises :class:`Busy` when the queue is full."""

@@ -18,6 +18,7 @@ from nearfield_index.errors import Corrupt
 from nearfield_index.storage.atomic import write_file
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 _PAD = 19
 _HEADER = 45
@@ -34,14 +35,15 @@ def _flat_header(rows: int, columns: int) -> bytes:
     return bytes(header)
 
 
-def write_vectors(path: Path, matrix: Floats) -> tuple[int, str]:
-    """Write ``(n, columns)`` float32 rows; returns (bytes, checksum)."""
-    rows, columns = matrix.shape
+def write_vectors(path: Path, matrix: Floats, order: Rows | None = None) -> tuple[int, str]:
+    """Write ``(n, columns)`` float32 rows, in ``order`` where one is given; returns (bytes, checksum)."""
+    order = np.arange(len(matrix)) if order is None else order
+    rows, columns = len(order), matrix.shape[1]
 
     def parts() -> Iterator[bytes | memoryview]:
         yield b"\0" * _PAD + _flat_header(rows, columns)
         for start in range(0, rows, _BLOCK_ROWS):
-            block = np.ascontiguousarray(matrix[start : start + _BLOCK_ROWS], dtype=np.float32)
+            block = np.ascontiguousarray(matrix[order[start : start + _BLOCK_ROWS]], dtype=np.float32)
             yield block.reshape(-1).view(np.uint8).data
 
     return write_file(path, parts())

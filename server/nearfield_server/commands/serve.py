@@ -41,7 +41,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         waiting_writes=settings.admission.writes,
         waiting_bytes=settings.admission.write_bytes,
     )
-    return replace(usual, limits=limits)
+    return replace(usual, limits=limits, sample_rate=settings.recall_sample_rate)
 
 
 def banner(settings: Settings, port: int) -> str:
