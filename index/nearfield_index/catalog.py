@@ -20,7 +20,7 @@ from nearfield_index.errors import Conflict, Corrupt, Locked, NearfieldError, No
 from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.schema import IndexKind, IndexSpec, check_name, check_same, parse_schema
-from nearfield_index.storage.atomic import replace_file, sync_directory
+from nearfield_index.storage.atomic import replace_file, storage_error, sync_directory
 from nearfield_index.storage.rows import RowStore
 
 _log = logging.getLogger(__name__)
@@ -80,6 +80,9 @@ class Catalog:
                 collection = Collection(
                     directory, maintenance=self.maintenance, limits=self.limits, sample_rate=self._sample_rate
                 )
+                if collection.name in self._collections:
+                    collection.close()
+                    raise Conflict(f"another collection is named {collection.name}")
                 self._collections[collection.name] = collection
             except Exception as error:
                 # The others still serve; this one is left untouched for doctor.
@@ -138,18 +141,20 @@ class Catalog:
                 raise Conflict(f"at most {self.limits.collections} collections", code="too_many_collections")
             name_on_disk = uuid.uuid4().hex
             building, final = self._root / f".new-{name_on_disk}", self._root / name_on_disk
-            building.mkdir()
             try:
+                building.mkdir()
                 RowStore.create(building, name=checked, schema=schema.to_wire()).close()
                 building.rename(final)
                 sync_directory(self._root)
                 made = Collection(
                     final, maintenance=self.maintenance, limits=self.limits, sample_rate=self._sample_rate
                 )
-            except BaseException:
+            except BaseException as error:
                 # What stays behind would be a second collection of that name.
                 shutil.rmtree(building, ignore_errors=True)
                 shutil.rmtree(final, ignore_errors=True)
+                if isinstance(error, OSError):
+                    raise storage_error(error, "creating a collection") from error
                 raise
             self._collections[checked] = made
             return made, True
@@ -163,8 +168,11 @@ class Catalog:
             del self._collections[collection.name]
         collection.close()
         gone = self._root / f".dropped-{collection.directory.name}"
-        collection.directory.rename(gone)
-        sync_directory(self._root)
+        try:
+            collection.directory.rename(gone)
+            sync_directory(self._root)
+        except OSError as error:
+            raise storage_error(error, "dropping a collection") from error
         shutil.rmtree(gone, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -299,10 +300,21 @@ def test_a_collection_that_does_not_open_gets_no_namesake(engine_dir: Path) -> N
         assert found(engine) == [0, 1, 2]
 
 
+def test_of_two_collections_of_one_name_one_is_reported(engine_dir: Path) -> None:
+    with Engine.open(engine_dir) as engine:
+        engine.create_collection("c", {"dim": DIM})
+        write(engine, range(3))
+    source = collection_directory(engine_dir)
+    shutil.copytree(source, source.with_name("copied"))
+    with Engine.open(engine_dir) as engine:
+        assert found(engine) == [0, 1, 2]
+        assert not engine.ready()["ready"]
+
+
 def test_a_failed_creation_leaves_nothing(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine.open(engine_dir) as engine:
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OutOfSpace("the disk is full")))
+            patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "no space")))
             with pytest.raises(OutOfSpace):
                 engine.create_collection("c", {"dim": DIM})
         assert list((engine_dir / "collections").iterdir()) == []

@@ -20,7 +20,7 @@ from nearfield_index.schema import IndexKind, IndexSpec, Schema
 from nearfield_index.segments.ids import SegmentIds, tie_keys
 from nearfield_index.segments.partition import cluster
 from nearfield_index.storage.arrays import write_arrays
-from nearfield_index.storage.atomic import checksum_of, publish_directory, sync_file, write_file
+from nearfield_index.storage.atomic import checksum_of, publish_directory, storage_error, sync_file, write_file
 from nearfield_index.storage.columns import Columns
 from nearfield_index.storage.vectors import MappedVectors, write_vectors
 
@@ -119,11 +119,16 @@ class _Writer:
         return self.id
 
     def __enter__(self) -> None:
-        self._path.mkdir(parents=True)
+        try:
+            self._path.mkdir(parents=True)
+        except OSError as error:
+            raise storage_error(error, "building a segment") from error
 
     def __exit__(self, *failure: object) -> None:
         if failure[0] is not None:
             shutil.rmtree(self._path, ignore_errors=True)
+        if isinstance(failure[1], OSError):
+            raise storage_error(failure[1], "building a segment") from failure[1]
 
     def _row_order(self, rows: SegmentRows, orders: dict[str, Rows]) -> Rows:
         """Segment rows follow the first field that is there; points without it come last."""

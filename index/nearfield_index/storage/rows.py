@@ -436,7 +436,8 @@ def accept_loss(directory: Path) -> None:
 
 
 def _create_vectors(writer: apsw.Connection, number: int) -> None:
-    writer.execute(f"CREATE TABLE vec_{number} (vkey INTEGER PRIMARY KEY, v BLOB NOT NULL, crc INTEGER NOT NULL)")
+    columns = "vkey INTEGER PRIMARY KEY, v BLOB NOT NULL, crc INTEGER NOT NULL"
+    writer.execute(f"CREATE TABLE IF NOT EXISTS vec_{number} ({columns})")
 
 
 def _doomed(connection: apsw.Connection, column: str, values: Iterable[PointId]) -> list[Doomed]:
