@@ -31,9 +31,9 @@ from nearfield_index.schema import Schema, schema_from_wire
 from nearfield_index.segments.live import LiveSegments
 from nearfield_index.segments.part import FindKeys, Keys
 from nearfield_index.segments.view import View
-from nearfield_index.storage.commits import GroupCommit, Write
+from nearfield_index.storage.commits import GroupCommit
 from nearfield_index.storage.rows import RowStore, StoredPoint
-from nearfield_index.writes import DeletePoints
+from nearfield_index.writes import DeletePoints, PointWrite
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,9 @@ class Collection:
         self.live = LiveSegments(directory, self.store, schema, tail_bytes=limits.tail_bytes)
         self.reservoir = QueryReservoir(schema)
         self.reservoir.load(directory / "queries")
-        self.commits = GroupCommit(self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes)
+        self.commits: GroupCommit[PointWrite] = GroupCommit(
+            self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes
+        )
         self.builder = Builder(self.name, self.store, self.live, self.reservoir, self.commits.turn, maintenance)
         self.monitor = RecallMonitor(rate=sample_rate, submit=maintenance.run_quietly)
         self.queries = 0
@@ -95,14 +97,16 @@ class Collection:
 
     # ------------------------------------------------------------------ writes
 
-    def write(self, write: Write) -> int:
+    def write(self, write: PointWrite) -> int:
         """Run one write; returns the sequence at which it is durable and visible."""
         if self.live.tail_size[1] > self.limits.unsealed_bytes and not isinstance(write, DeletePoints):
             with self.commits.turn:
                 self.live.seal()  # it did not work when it was due: the writer hears why, and memory stays bounded
         return self.commits.submit(write)
 
-    def _commit(self, writes: Sequence[Write]) -> int:
+    def _commit(self, writes: Sequence[PointWrite]) -> int:
+        for write in writes:
+            write.check(self.schema, self.live.names)
         with self.store.transaction() as change:
             for write in writes:
                 write.apply(self.store, change)

@@ -169,7 +169,8 @@ class Engine:
 
     def write_points(self, name: str, body: Body) -> Json:
         collection = self._catalog.get(name)
-        points = parse_points(body, schema=collection.schema, limits=self._limits)
+        schema = collection.schema
+        points = parse_points(body, schema=schema, limits=self._limits)
         mode = body.get("mode", "upsert")
         if not isinstance(mode, str) or mode not in _MODES:
             raise InvalidRequest(f"must be one of: {', '.join(_MODES)}", field="mode")
@@ -177,7 +178,7 @@ class Engine:
             return {"upserted": 0, "sequence": collection.store.sequence} | (
                 {} if mode == "upsert" else {"outcomes": []}
             )
-        write = PutPoints(points, mode)
+        write = PutPoints(points, mode, schema, self._limits)
         sequence = collection.write(write)
         reply: Json = {"upserted": write.count, "sequence": sequence}
         return reply if mode == "upsert" else reply | {"outcomes": write.outcomes}

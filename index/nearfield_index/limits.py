@@ -24,6 +24,8 @@ class Limits:
     attribute_bytes: int = 1024 * 1024
     attribute_depth: int = 8
     attribute_keys: int = 256
+    attribute_names: int = 4_096
+    """Distinct attribute names of a collection, nested ones by their dotted name."""
     text_bytes: int = 1024 * 1024
     scan_page: int = 10_000
     facet_values: int = 10_000

@@ -57,6 +57,13 @@ class Points:
         vectors = sum(part.matrix.nbytes for part in self.vectors.values())
         return vectors + sum(map(len, self.encoded)) + sum(len(t) for t in self.text if t) + 64 * len(self.ids)
 
+    def attribute_names(self) -> set[str]:
+        """Every attribute name of the batch, nested ones dotted."""
+        names: set[str] = set()
+        for row in self.attributes:
+            add_names(row, "", names)
+        return names
+
     def take(self, keep: Sequence[int]) -> Points:
         """The batch of rows ``keep``, in that order (indices are distinct)."""
         if len(keep) == len(self.ids) and all(i == k for i, k in enumerate(keep)):
@@ -256,6 +263,15 @@ def _column_attributes(value: object, count: int) -> list[Attributes]:
         {name: item for name, item in zip(names, row, strict=True) if item is not None}
         for row in zip(*columns, strict=True)
     ]
+
+
+def add_names(row: Attributes, prefix: str, names: set[str]) -> None:
+    """Add the names of a row's attributes to ``names``, nested ones dotted."""
+    for name, value in row.items():
+        if type(value) is dict:
+            add_names(value, f"{prefix}{name}.", names)
+        else:
+            names.add(prefix + name)
 
 
 def check_attributes(rows: Sequence[Attributes], *, schema: Schema, limits: Limits, row_at: str) -> list[bytes]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
+from nearfield_index.errors import InvalidRequest
 from nearfield_index.limits import Limits
-from nearfield_index.points import Attributes, PointId, Points, check_attributes
+from nearfield_index.points import Attributes, PointId, Points, add_names, check_attributes
 from nearfield_index.schema import Schema
 from nearfield_index.segments.live import stored_points
+from nearfield_index.storage.commits import Write
 from nearfield_index.storage.rows import Change, RowStore
 
 _SMALL = 4_096
@@ -20,12 +23,21 @@ Targets = Sequence[PointId] | Callable[[], Sequence[int]]
 """Ids, or a function that gives the row keys a filter selects in the view of that moment."""
 
 
+class PointWrite(Write, Protocol):
+    """A write that is checked once more when its turn comes, against the schema and the names of that moment."""
+
+    def check(self, schema: Schema, known: AbstractSet[str]) -> None: ...
+
+
 @dataclass
 class PutPoints:
     """Upsert, insert or update a batch. After it ran: ``count`` points written, an outcome per sent id."""
 
     points: Points
     mode: str
+    schema: Schema
+    """What the points were checked against."""
+    limits: Limits
     count: int = 0
     outcomes: list[str] = field(default_factory=list)
     alone: bool = False
@@ -33,6 +45,11 @@ class PutPoints:
     @property
     def nbytes(self) -> int:
         return self.points.nbytes
+
+    def check(self, schema: Schema, known: AbstractSet[str]) -> None:
+        _check_names(self.points.attribute_names(), known, self.limits)
+        if schema is not self.schema:  # it was changed since this write was checked
+            check_attributes(self.points.attributes, schema=schema, limits=self.limits, row_at="points[{}].attributes")
 
     def apply(self, store: RowStore, change: Change) -> None:
         ids = self.points.ids
@@ -70,6 +87,9 @@ class DeletePoints:
     targets: Targets
     count: int = 0
 
+    def check(self, schema: Schema, known: AbstractSet[str]) -> None:
+        """Nothing can be wrong with a delete."""
+
     @property
     def alone(self) -> bool:
         return callable(self.targets)
@@ -99,6 +119,12 @@ class PatchPoints:
     count: int = 0
     alone: bool = True
 
+    def check(self, schema: Schema, known: AbstractSet[str]) -> None:
+        names: set[str] = set()
+        add_names(dict(self.assign), "", names)
+        _check_names(names, known, self.limits)
+        self.schema = schema
+
     @property
     def nbytes(self) -> int:
         return _SMALL
@@ -125,6 +151,18 @@ class PatchPoints:
             else:
                 _assign(row, name, value)
         return row
+
+
+def _check_names(names: AbstractSet[str], known: AbstractSet[str], limits: Limits) -> None:
+    """Every distinct name costs memory in every segment: their number is bounded."""
+    new = len(names - known)
+    if new and len(known) + new > limits.attribute_names:
+        raise InvalidRequest(
+            f"{new} new attribute names beside {len(known)}, the limit is {limits.attribute_names} in a collection",
+            code="too_many_attribute_names",
+            field="attributes",
+            hint="keep values out of names: {'tag': 'x'}, not {'tag_x': true}",
+        )
 
 
 def _remove(row: Attributes, name: str) -> None:

@@ -21,11 +21,13 @@ from nearfield_index.engine import Engine, EngineOptions
 from nearfield_index.errors import Busy, InvalidRequest, NotFound, OutOfSpace, StorageFailed
 from nearfield_index.filters.expr import Values, has_ids, match_any, negate
 from nearfield_index.limits import Limits
+from nearfield_index.points import parse_points
 from nearfield_index.quality import calibration
 from nearfield_index.schema import Metric, parse_schema
 from nearfield_index.segments import live as live_module
 from nearfield_index.segments.part import BitmapCache
 from nearfield_index.storage import rows as rows_module
+from nearfield_index.writes import PutPoints
 
 DIM = 4
 
@@ -399,3 +401,38 @@ def test_after_waits_for_a_commit_that_is_not_visible_yet(engine: Engine, collec
     hits = engine.query("c", {"vector": [1.0] * DIM, "after": committed})["results"][0]
     assert len(hits) == 2
     writer.join()
+
+
+def test_distinct_attribute_names_are_bounded(tmp_path: Path) -> None:
+    with Engine.open(tmp_path / "data", options=EngineOptions(limits=Limits(attribute_names=20))) as engine:
+        engine.create_collection("c", {"dim": 1})
+        engine.write_points("c", {"ids": list(range(20)), "attributes": {f"a{n}": [n] * 20 for n in range(20)}})
+        with pytest.raises(InvalidRequest) as caught:
+            engine.write_points("c", {"points": [{"id": 99, "attributes": {"nested": {"b": 1}}}]})
+        assert caught.value.code == "too_many_attribute_names"
+        with pytest.raises(InvalidRequest):
+            engine.patch_points("c", {"ids": [1], "set": {"c": 1}})
+        engine.write_points("c", {"points": [{"id": 1, "attributes": {"a3": "other"}}]})
+        assert engine.count_points("c", {})["count"] == 20
+    with Engine.open(tmp_path / "data", options=EngineOptions(limits=Limits(attribute_names=20))) as engine:
+        with pytest.raises(InvalidRequest):
+            engine.write_points("c", {"points": [{"id": 99, "attributes": {"d": 1}}]})
+        assert engine.count_points("c", {})["count"] == 20
+
+
+def test_a_write_checked_before_a_type_was_declared_is_checked_again(tmp_path: Path) -> None:
+    with Engine.open(tmp_path / "data") as engine:
+        engine.create_collection("c", {"dim": 1})
+        collection = engine._catalog.get("c")
+        schema = collection.schema
+        stale = PutPoints(
+            parse_points({"points": [{"id": 1, "attributes": {"a": 5}}]}, schema=schema, limits=Limits()),
+            "upsert",
+            schema,
+            Limits(),
+        )
+        engine.alter_collection("c", {"attributes": {"a": "keyword"}})
+        with pytest.raises(InvalidRequest) as caught:
+            collection.write(stale)
+        assert caught.value.code == "attribute_type"
+        assert engine.count_points("c", {})["count"] == 0

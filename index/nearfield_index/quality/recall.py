@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 _WAITING = 32
+_VIEWS = 3  # an old view keeps its tail and its segments in memory
 _REST = 50.0
 _LARGEST_K = 1_000
 _TIES = 1e-5  # approximate answers carry float32 scores
@@ -112,7 +113,8 @@ class RecallMonitor:
             view, one, metric, find_keys, found.scores[row].copy(), (plan["plan"], bucket_of(plan["selectivity"]))
         )
         with self._lock:
-            if len(self._waiting) >= _WAITING:
+            views = {id(waiting.view) for waiting in self._waiting} | {id(view)}
+            if len(self._waiting) >= _WAITING or len(views) > _VIEWS:
                 return
             self._waiting.append(sample)
             due = not self._scheduled and time.monotonic() >= self._resume

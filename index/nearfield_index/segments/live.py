@@ -45,6 +45,8 @@ class LiveSegments:
         self._seal_at = tail_bytes
         self._tail = MutableSegment(schema)
         self._generation = 0
+        self.names: set[str] = set(schema.attributes)
+        """Every attribute name that was seen, so that their number can be bounded."""
         self.findings: list[str] = []
         """What opening found and mended, in words."""
         self._shown: View | None = None
@@ -62,6 +64,8 @@ class LiveSegments:
         self._generation = manifest.generation
         live = self._store.keys()
         parts = [LivePart(segment, _dead_rows(segment, live)) for segment in self._load(manifest)]
+        for part in parts:
+            self.names.update(part.part.types())
         held = np.concatenate([np.empty(0, dtype=np.int64), *(p.part.pks for p in parts)])
         missing = np.setdiff1d(live, held, assume_unique=True)
         self._sweep({p.part.name for p in parts})
@@ -155,15 +159,18 @@ class LiveSegments:
     def apply(self, change: Change) -> None:
         """Make a committed change visible, births and deaths at once: no reader sees two versions of a point."""
         sequence = self._store.sequence
-        for keys, points in change.born:
-            self._tail.append(keys, points)
+        self._take_in(change.born)
         self._view = self._view.with_tail(self._tail.snapshot(), sequence).without(change.dead, sequence)
 
     def append(self, born: Sequence[tuple[Keys, Points]]) -> None:
         """Add new points to the tail."""
+        self._take_in(born)
+        self._view = self._view.with_tail(self._tail.snapshot(), self._store.sequence)
+
+    def _take_in(self, born: Sequence[tuple[Keys, Points]]) -> None:
         for keys, points in born:
             self._tail.append(keys, points)
-        self._view = self._view.with_tail(self._tail.snapshot(), self._store.sequence)
+            self.names |= points.attribute_names()
 
     @property
     def tail_size(self) -> tuple[int, int]:

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock, RLock
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from nearfield_index.errors import Busy
+from nearfield_index.errors import Busy, InvalidRequest
 from nearfield_index.storage.rows import Change, RowStore
 
 _GROUP = 256
@@ -27,30 +27,33 @@ class Write(Protocol):
     def apply(self, store: RowStore, change: Change) -> None: ...
 
 
+W = TypeVar("W", bound=Write)
+
+
 @dataclass
-class _Waiting:
-    write: Write
+class _Waiting(Generic[W]):
+    write: W
     done: bool = False
     sequence: int = 0
     error: BaseException | None = field(default=None)
 
 
-class GroupCommit:
+class GroupCommit(Generic[W]):
     """A bounded queue of writes with no thread of its own."""
 
-    def __init__(self, commit: Callable[[Sequence[Write]], int], *, most_writes: int, most_bytes: int) -> None:
+    def __init__(self, commit: Callable[[Sequence[W]], int], *, most_writes: int, most_bytes: int) -> None:
         """``commit`` makes a group durable and visible, and returns the sequence it reached."""
         self._commit = commit
         self._most_writes = most_writes
         self._most_bytes = most_bytes
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_Waiting[W]] = deque()
         self._bytes = 0
         self._guard = Lock()
         self.turn = RLock()
         """Held while a group is committed; whoever changes segments holds it, too. A write that selects by a
         filter reads while it is held, and a reader that finds no quiet moment takes it."""
 
-    def submit(self, write: Write) -> int:
+    def submit(self, write: W) -> int:
         """Returns the sequence once the write is durable and visible. Raises :class:`Busy` when the queue is full."""
         waiting = _Waiting(write)
         with self._guard:
@@ -70,12 +73,12 @@ class GroupCommit:
             raise waiting.error
         return waiting.sequence
 
-    def _finish(self, waiting: _Waiting) -> None:
+    def _finish(self, waiting: _Waiting[W]) -> None:
         with self.turn:
             while not waiting.done:
                 self._run(self._next_group())
 
-    def _next_group(self) -> list[_Waiting]:
+    def _next_group(self) -> list[_Waiting[W]]:
         with self._guard:
             group = [self._queue.popleft()]
             while not group[0].write.alone and self._queue and len(group) < _GROUP:
@@ -85,11 +88,17 @@ class GroupCommit:
             self._bytes -= sum(w.write.nbytes for w in group)
         return group
 
-    def _run(self, group: list[_Waiting]) -> None:
+    def _run(self, group: list[_Waiting[W]]) -> None:
         error: BaseException | None = None
         sequence = 0
         try:
             sequence = self._commit([w.write for w in group])
+        except InvalidRequest as refused:
+            if len(group) > 1:  # nothing of the group happened: each on its own, so that only the bad one fails
+                for waiting in group:
+                    self._run([waiting])
+                return
+            error = refused
         except BaseException as failure:
             error = failure
         for waiting in group:
