@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -29,6 +30,22 @@ FORMAT = 1
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"})
 
 
+_NAME_FILE = "NAME"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A collection that does not open: its directory, its name where that is known, and why."""
+
+    directory: Path
+    name: str | None
+    error: Exception
+
+    @property
+    def reason(self) -> str:
+        return self.error.message if isinstance(self.error, NearfieldError) else repr(self.error)
+
+
 class Catalog:
     """The collections of one directory, which this process holds alone until :meth:`close`."""
 
@@ -38,8 +55,7 @@ class Catalog:
         self.limits = limits
         self._sample_rate = sample_rate
         path.mkdir(parents=True, exist_ok=True)
-        self.broken: dict[str, str] = {}
-        """Collections that could not be opened, by name or directory, with the reason."""
+        self.broken: list[Broken] = []
         self._guard = Lock()
         self._closed = False
         self._collections: dict[str, Collection] = {}
@@ -86,9 +102,9 @@ class Catalog:
                 self._collections[collection.name] = collection
             except Exception as error:
                 # The others still serve; this one is left untouched for doctor.
-                reason = error.message if isinstance(error, NearfieldError) else repr(error)
-                self.broken[directory.name] = reason
-                _log.error("collection in %s does not open: %s", directory.name, reason)
+                broken = Broken(directory, _written_name(directory), error)
+                self.broken.append(broken)
+                _log.error("collection in %s does not open: %s", directory.name, broken.reason)
 
     def close(self) -> None:
         """Stop the worker, close every collection, release the directory. Closing twice is no error."""
@@ -117,8 +133,18 @@ class Catalog:
         with self._guard:
             found = self._collections.get(str(name))
         if found is None:
+            self._check_broken(str(name))
             raise NotFound("no collection of that name", code="collection_not_found", field="name", value=name)
         return found
+
+    def _check_broken(self, name: str) -> None:
+        for broken in self.broken:
+            if broken.name == name:
+                raise StorageFailed(
+                    f"the collection does not open: {broken.reason}",
+                    code="collection_broken",
+                    hint="run: nearfield doctor",
+                )
 
     def create(self, name: object, body: Mapping[str, Any]) -> tuple[Collection, bool]:
         """Create a collection, or find the one there is; returns it and whether it is new.
@@ -135,7 +161,9 @@ class Catalog:
             if found is not None:
                 check_same(found.schema, body, schema)
                 return found, False
-            if self.broken:  # one of them may have this name, and would come back beside the new one
+            self._check_broken(checked)
+            if any(broken.name is None for broken in self.broken):
+                # It may have this name, and would come back beside the new one.
                 raise StorageFailed("a collection does not open, so none is created", hint="run: nearfield doctor")
             if len(self._collections) >= self.limits.collections:
                 raise Conflict(f"at most {self.limits.collections} collections", code="too_many_collections")
@@ -144,6 +172,8 @@ class Catalog:
             try:
                 building.mkdir()
                 RowStore.create(building, name=checked, schema=schema.to_wire()).close()
+                # Beside the row store, for the day that it cannot be read.
+                replace_file(building / _NAME_FILE, checked.encode())
                 building.rename(final)
                 sync_directory(self._root)
                 made = Collection(
@@ -174,6 +204,13 @@ class Catalog:
         except OSError as error:
             raise storage_error(error, "dropping a collection") from error
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _written_name(directory: Path) -> str | None:
+    try:
+        return check_name((directory / _NAME_FILE).read_text())
+    except (OSError, ValueError, NearfieldError):
+        return None
 
 
 def check_installed(index: IndexSpec) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from nearfield_index.catalog import Catalog
 from nearfield_index.collection import Collection
+from nearfield_index.errors import Corrupt
 from nearfield_index.segments.segment import verify
 from nearfield_index.storage.rows import accept_loss
 
@@ -19,12 +20,13 @@ def check_directory(catalog: Catalog, *, repair: bool) -> Json:
     commits; they open at the next start.
     """
     checked = [_check_collection(collection) for collection in catalog.list()]
-    for directory, reason in catalog.broken.items():
-        findings = [reason]
-        if repair:
-            accept_loss(catalog.path / "collections" / directory)
+    for broken in catalog.broken:
+        findings = [broken.reason]
+        if repair and isinstance(broken.error, Corrupt) and broken.error.code == "commits_missing":
+            accept_loss(broken.directory)
             findings.append("the loss was accepted; the collection opens at the next start")
-        checked.append({"name": directory, "ok": False, "rows": None, "segments": None, "findings": findings})
+        name = broken.name or broken.directory.name
+        checked.append({"name": name, "ok": False, "rows": None, "segments": None, "findings": findings})
     return {"ok": all(c["ok"] for c in checked), "collections": checked}
 
 

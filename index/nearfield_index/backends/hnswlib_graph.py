@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar, Self
 
 import hnswlib
@@ -29,6 +30,7 @@ class HnswlibGraph:
         self._space = space
         self._exact = Exact(space)
         self._nbytes = nbytes
+        self._lock = Lock()
 
     @classmethod
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
@@ -62,11 +64,12 @@ class HnswlibGraph:
             return nothing(len(queries), k)
         passes = None if within is None else within.mask()
         best, at = nothing(len(queries), k)
-        self._graph.set_ef(max(effort, fetch))
         plain = original(queries, self._space.metric)
         try:
             accept = None if passes is None else lambda row: bool(passes[row])
-            labels, _ = self._graph.knn_query(plain, k=fetch, filter=accept)
+            with self._lock:  # ef belongs to the graph, not to the call
+                self._graph.set_ef(max(effort, fetch))
+                labels, _ = self._graph.knn_query(plain, k=fetch, filter=accept)
         except RuntimeError:  # it found fewer than asked and reports none of them
             return self._exact.search(queries, k, effort=0, within=within)
         rows = labels.astype(np.int64)
