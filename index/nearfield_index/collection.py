@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -234,19 +234,23 @@ class Collection:
         wanted = query.recall if query.recall >= 1.0 else min(0.9999, query.recall + self.monitor.margin)
         search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, wanted, deadline)
         metric = self.schema.vectors[query.field].metric
+        stored: dict[int, StoredPoint] = {}
+        loaded: dict[str, dict[int, Any]] = {}
         for attempt in range(_RETRIES):
             # Where writers are quicker than the search every time, they wait once.
             with self.commits.turn if attempt == _RETRIES - 1 else nullcontext():
                 view, find_keys = self.view_for(query.filters, query.ids or ())
                 whole, report = run(view, search, metric, self.builder.calibrations, find_keys)
                 found = _cut(whole, query, find_keys)
+                if not query.selection.anything:
+                    break
                 pks = np.unique(found.pks[found.pks >= 0])
                 with self.store.snapshot():
-                    stored = self._stored(pks, query.selection)
+                    stored = self._stored(pks)
                     loaded = self._vectors(stored, query.selection)
-            if len(stored) == len(pks) or not query.selection.anything:
+            if len(stored) == len(pks):
                 break
-        self.monitor.consider(view, replace(search, recall=query.recall), metric, find_keys, whole, report)
+        self.monitor.consider(view, search, query.recall, metric, find_keys, whole, report)
         self._note(query, vectors, report)
         return Answer(view, found, _ids(view, found), stored, loaded, report)
 
@@ -277,9 +281,7 @@ class Collection:
         rows = [place[p.vkey] for p in points]
         return np.array(matrix[rows], dtype=np.float32).reshape(len(points), spec.dim)
 
-    def _stored(self, pks: Keys, selection: Selection) -> dict[int, StoredPoint]:
-        if not selection.anything:
-            return {}
+    def _stored(self, pks: Keys) -> dict[int, StoredPoint]:
         return {p.pk: p for p in self.store.fetch(pks.tolist())}
 
     def _vectors(self, stored: Mapping[int, StoredPoint], selection: Selection) -> dict[str, dict[int, Any]]:
@@ -332,7 +334,11 @@ def _ids(view: View, found: Candidates) -> list[PointId]:
     flat_parts, flat_rows, flat_pks = found.parts.ravel(), found.rows.ravel(), found.pks.ravel()
     ids: list[PointId] = [0] * len(flat_pks)
     for number, part in enumerate(view.parts):
+        if not part.part.count:
+            continue
         places = np.flatnonzero((flat_parts == number) & (flat_pks >= 0))
+        if len(places) == len(ids):
+            return part.part.ids(flat_rows)
         for place, point_id in zip(places.tolist(), part.part.ids(flat_rows[places]), strict=True):
             ids[place] = point_id
     return ids

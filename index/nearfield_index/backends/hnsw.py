@@ -32,6 +32,7 @@ class Hnsw:
         self._graph = graph
         self._space = space
         self._nbytes = nbytes
+        self._plain: dict[int, Any] = {}
 
     @classmethod
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
@@ -73,11 +74,12 @@ class Hnsw:
         fetch = min(k, int(self._graph.ntotal))
         if fetch == 0 or (within is not None and within.count == 0):
             return nothing(len(queries), k)
-        selector = None
+        width = max(effort, fetch)
         if within is not None:
             bits = within.bits()
-            selector = faiss.IDSelectorBitmap(bits)
-        params = faiss.SearchParametersHNSW(efSearch=max(effort, fetch), sel=selector)
+            params = faiss.SearchParametersHNSW(efSearch=width, sel=faiss.IDSelectorBitmap(bits))
+        else:
+            params = self._plain.get(width) or self._plain.setdefault(width, faiss.SearchParametersHNSW(efSearch=width))
         found = self._graph.search(queries, fetch, params=params)
         return pad(found[0], found[1], k)
 

@@ -60,8 +60,10 @@ def scores(queries: Floats, matrix: Floats, rows: Rows, metric: Metric, *, preci
     """
     n, k = rows.shape
     kind = np.dtype(np.float64 if precise else np.float32)
-    out = np.full((n, k), -np.inf)
     dim = matrix.shape[1] - (metric is Metric.L2)
+    if n == 1 and 0 < k * dim <= _RESCORE_BLOCK and rows.min() >= 0:  # one query, the common case
+        return _scores_of_one(queries[0, :dim], matrix.take(rows[0], axis=0)[:, :dim], metric, kind)
+    out = np.full((n, k), -np.inf)
     block = max(1, _RESCORE_BLOCK // max(1, k * dim))
     if k * dim > _RESCORE_MOST and k > 1:  # many long rows of one query: half of them at a time
         halves = (
@@ -79,6 +81,17 @@ def scores(queries: Floats, matrix: Floats, rows: Rows, metric: Metric, *, preci
             value = np.matmul(gathered, query[:, :, None])[:, :, 0]
         out[start : start + block] = np.where(part >= 0, value, -np.inf)
     return out
+
+
+def _scores_of_one(query: Floats, gathered: Any, metric: Metric, kind: Any) -> Doubles:
+    gathered = gathered.astype(kind, copy=False)
+    asked: Any = query.astype(kind, copy=False)
+    if metric is Metric.L2:
+        gathered = gathered - asked
+        value = -np.sqrt(np.einsum("kd,kd->k", gathered, gathered))
+    else:
+        value = gathered @ asked
+    return np.asarray(value, dtype=np.float64)[None, :]
 
 
 def rounding(queries: Floats, longest: float, metric: Metric) -> Doubles:

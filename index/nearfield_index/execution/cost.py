@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+_REMEMBERED = 512
 
 PRODUCT_QUERIES = 16
 """From so many queries on, an exact answer is a matrix product."""
@@ -47,6 +49,9 @@ class Calibration:
     gather_us: float
     product_us: float
     curves: tuple[Curve, ...]
+    _known: dict[tuple[float, int, float, bool], Setting | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def exact_us(self, rows: int, *, whole: bool, queries: int) -> float:
         """What an exact answer over ``rows`` costs a query, in microseconds."""
@@ -61,6 +66,14 @@ class Calibration:
         ``clustered`` filter by the worse of both shapes. Rows are easier than queries: calibrated on them, half
         of the allowed loss is kept in hand, 0.01 at most.
         """
+        asked = (selectivity, k, target, clustered)
+        if asked not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[asked] = self._find(selectivity, k, target, clustered)
+        return self._known[asked]
+
+    def _find(self, selectivity: float, k: int, target: float, clustered: bool) -> Setting | None:
         if self.source != "queries":
             target += min(0.01, (1 - target) / 2)
         shapes = ("random", "run") if clustered else ("random",)
@@ -76,7 +89,7 @@ class Calibration:
         return next((s for s in curve.settings if s.recall >= target), None)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Calibration:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -41,41 +41,58 @@ class Search:
     deadline: float | None = None
 
 
+class Ran(NamedTuple):
+    """How one part answered one filter group."""
+
+    segment: str
+    plan: Plan
+    queries: int
+    seconds: float
+    fallbacks: int
+
+    def to_wire(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "segment": self.segment,
+            "plan": plan.kind,
+            "effort": plan.effort,
+            "queries": self.queries,
+            "rows": plan.rows,
+            "selectivity": round(plan.selectivity, 6),
+            "recall": round(plan.recall, 4),
+            "estimated_us": None if plan.estimated_us is None else round(plan.estimated_us, 1),
+            "us": round(self.seconds * 1e6 / max(1, self.queries), 1),
+            "exact_fallbacks": self.fallbacks,
+            "reason": plan.reason,
+        }
+
+
 @dataclass
 class Report:
-    """What was done: a plan per (filter group, part) with what it really cost, and the work counters."""
+    """What was done: how each part answered each filter group, by group the queries and the largest part's plan."""
 
-    plans: list[dict[str, Any]] = field(default_factory=list)
-    recall: float = 1.0
-    exact_rows: int = 0
-    graph_queries: int = 0
-    chosen: list[tuple[Rows, dict[str, Any]]] = field(default_factory=list)
-    """Per filter group its queries and the plan of its largest part."""
+    ran: list[Ran] = field(default_factory=list)
+    groups: list[tuple[Rows, Plan]] = field(default_factory=list)
 
-    def plan_of(self, query: int) -> dict[str, Any] | None:
+    @property
+    def plans(self) -> list[dict[str, Any]]:
+        """As ``explain`` shows it."""
+        return [ran.to_wire() for ran in self.ran]
+
+    @property
+    def recall(self) -> float:
+        """The expected recall: that of the plans, weighted by the rows they chose from."""
+        total = sum(r.plan.rows * r.queries for r in self.ran)
+        return sum(r.plan.rows * r.queries * r.plan.recall for r in self.ran) / total if total else 1.0
+
+    @property
+    def exact_rows(self) -> int:
+        """Rows scanned exactly."""
+        return sum(r.plan.rows * r.queries for r in self.ran if r.plan.kind == "exact")
+
+    def plan_of(self, query: int) -> Plan | None:
         """The plan of the largest part that a query was answered from."""
-        return next((plan for members, plan in self.chosen if query in members), None)
-
-    def add(self, part: LivePart, plan: Plan, queries: int, seconds: float, fallback: int) -> None:
-        self.plans.append(
-            {
-                "segment": part.part.name,
-                "plan": plan.kind,
-                "effort": plan.effort,
-                "queries": queries,
-                "rows": plan.rows,
-                "selectivity": round(plan.selectivity, 6),
-                "recall": round(plan.recall, 4),
-                "estimated_us": None if plan.estimated_us is None else round(plan.estimated_us, 1),
-                "us": round(seconds * 1e6 / max(1, queries), 1),
-                "exact_fallbacks": fallback,
-                "reason": plan.reason,
-            }
-        )
-        if plan.kind == "exact":
-            self.exact_rows += plan.rows * queries
-        elif plan.kind != "none":
-            self.graph_queries += queries
+        return next((plan for members, plan in self.groups if query in members), None)
 
 
 def run(
@@ -85,25 +102,23 @@ def run(
     queries = queried(search.vectors, metric)
     faiss.omp_set_num_threads(_CORES if len(queries) >= PRODUCT_QUERIES else 1)
     report = Report()
-    weights: list[tuple[int, float]] = []
     groups = _group(search.filters, len(queries))
     answers: list[tuple[Rows, Candidates]] = []
     for expr, members in groups:
         mine = queries[members] if len(groups) > 1 else queries
-        found = []
+        found: list[Candidates] = []
+        largest: Plan | None = None
         for number, part in enumerate(view.parts):
-            _check_deadline(search.deadline)
             here = part.part.fields.get(search.field)
             if here is None or len(here) == 0:
                 continue
+            _check_deadline(search.deadline)
             found.append(_search_part(number, part, here, expr, mine, search, calibrations, find_keys, report))
-            last = report.plans[-1]
-            weights.append((last["rows"] * len(mine), last["recall"]))
-        if found:
-            report.chosen.append((members, max(report.plans[-len(found) :], key=lambda p: int(p["rows"]))))
+            plan = report.ran[-1].plan
+            largest = plan if largest is None or plan.rows > largest.rows else largest
+        if largest is not None:
+            report.groups.append((members, largest))
         answers.append((members, merge(found or [Candidates.none(len(mine))], search.k)))
-    total = sum(w for w, _ in weights)
-    report.recall = sum(w * r for w, r in weights) / total if total else 1.0
     return _gather(answers, len(queries), search.k), report
 
 
@@ -144,21 +159,30 @@ def _search_part(
     else:
         _, rows = here.backend.search(queries, search.k + _SLACK, effort=plan.effort, within=within)
         scored = scores(queries, here.matrix, rows, here.metric, precise=False)
-        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(search.k, plan.rows))
+        enough = min(search.k, plan.rows)
+        # Rows come best first and padded with -1 last.
+        short = np.flatnonzero(rows[:, enough - 1] < 0)
         fallback = len(short)
         if fallback:  # the graph lost its way among filtered rows: never fewer hits than there are
             wide = rows.shape[1]
             rows[short], scored[short] = _padded(*exact_rows(here, queries[short], search.k, within), wide)
-    report.add(part, plan, len(queries), time.perf_counter() - start, fallback)
-    part_rows = here.part_rows(rows)
-    real = part_rows >= 0
-    at = np.maximum(part_rows, 0)
+    report.ran.append(Ran(part.part.name, plan, len(queries), time.perf_counter() - start, fallback))
+    return _candidates(number, part, here.part_rows(rows), scored)
+
+
+def _candidates(number: int, part: LivePart, rows: Rows, scored: Any) -> Candidates:
+    """Scored rows of a part with what a merge needs of them."""
+    pks, ties = part.part.pks, part.part.ties
+    if rows.size and rows.min() >= 0:
+        return Candidates(scored, np.full_like(rows, number), rows, pks[rows], ties[rows])
+    real = rows >= 0
+    at = np.maximum(rows, 0)
     return Candidates(
         scored,
         np.where(real, number, -1),
-        part_rows,
-        np.where(real, part.part.pks[at], -1),
-        np.where(real, part.part.ties[at], np.iinfo(np.int64).max),
+        rows,
+        np.where(real, pks[at], -1),
+        np.where(real, ties[at], np.iinfo(np.int64).max),
     )
 
 

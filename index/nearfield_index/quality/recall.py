@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -84,7 +85,6 @@ class RecallMonitor:
         """``submit`` runs a function in the background worker, behind everything else."""
         self._rate = rate
         self._submit = submit
-        self._random = np.random.default_rng()
         self._lock = Lock()
         self._waiting: deque[_Sample] = deque()
         self._scheduled = False
@@ -95,22 +95,29 @@ class RecallMonitor:
         """Added to targets after a miss was measured."""
 
     def consider(
-        self, view: View, search: Search, metric: Metric, find_keys: FindKeys, found: Candidates, report: Report
+        self,
+        view: View,
+        search: Search,
+        target: float,
+        metric: Metric,
+        find_keys: FindKeys,
+        found: Candidates,
+        report: Report,
     ) -> None:
-        """Maybe keep one query of a batch for a replay."""
+        """Maybe keep one query of a batch, which asked for recall ``target``, for a replay."""
         count = len(found.scores)
-        if self._rate <= 0 or search.recall >= 1.0 or search.k > _LARGEST_K or not count:
+        if self._rate <= 0 or target >= 1.0 or search.k > _LARGEST_K or not count:
             return
-        if self._random.random() >= self._rate * count:
+        if random.random() >= self._rate * count:
             return
-        row = int(self._random.integers(count))
+        row = random.randrange(count)
         plan = report.plan_of(row)
-        if plan is None or plan["plan"] in ("exact", "none"):
+        if plan is None or plan.kind in ("exact", "none"):
             return  # exact answers need no second look
         expr = search.filters[row if len(search.filters) > 1 else 0]
-        one = Search(search.field, search.vectors[row : row + 1], [expr], search.k, search.recall)
+        one = Search(search.field, search.vectors[row : row + 1], [expr], search.k, target)
         sample = _Sample(
-            view, one, metric, find_keys, found.scores[row].copy(), (plan["plan"], bucket_of(plan["selectivity"]))
+            view, one, metric, find_keys, found.scores[row].copy(), (plan.kind, bucket_of(plan.selectivity))
         )
         with self._lock:
             views = {id(waiting.view) for waiting in self._waiting} | {id(view)}
@@ -171,10 +178,10 @@ class RecallMonitor:
         plan = report.plan_of(0)
         if plan is None:
             return None
-        if plan["plan"] in ("exact", "none"):
+        if plan.kind in ("exact", "none"):
             return [1.0, 1.0]
         with self._lock:
-            tally = self._tallies.get((plan["plan"], bucket_of(plan["selectivity"])))
+            tally = self._tallies.get((plan.kind, bucket_of(plan.selectivity)))
             if tally is None or tally.count < _SHOWN:
                 return None
             _, low, high = tally.interval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -44,7 +45,7 @@ class QueryReservoir:
             if free > 0:
                 held = self._held[field] = np.concatenate([held, vectors[:free]])
             for vector in vectors[max(0, free) :]:
-                place = int(self._random.integers(self._seen[field] + 1))
+                place = int(random.random() * (self._seen[field] + 1))
                 if place < _SIZE:
                     held[place] = vector
             self._seen[field] += len(vectors)
