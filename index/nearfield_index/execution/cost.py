@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 _REMEMBERED = 512
@@ -52,6 +53,11 @@ class Calibration:
     _known: dict[tuple[float, int, float, bool], Setting | None] = field(
         default_factory=dict, compare=False, repr=False
     )
+
+    @cached_property
+    def least_us(self) -> float:
+        """What the cheapest setting of all costs a query."""
+        return min((s.us for curve in self.curves for s in curve.settings), default=0.0)
 
     def exact_us(self, rows: int, *, whole: bool, queries: int) -> float:
         """What an exact answer over ``rows`` costs a query, in microseconds."""

@@ -69,11 +69,13 @@ def plan_part(
         return exact("no graph here")
     if calibration is None:
         return exact("not calibrated yet")
+    scan = exact("fewer rows than the index would visit")
+    if scan.estimated_us is not None and scan.estimated_us <= calibration.least_us:
+        return scan
     clustered = passing is not None and is_clustered(passing)
     setting = calibration.setting(selectivity=selectivity, k=k, target=target, clustered=clustered)
     if setting is None:
         return exact("the index was not seen to reach the target here")
-    scan = exact("fewer rows than the index would visit")
     if scan.estimated_us is not None and scan.estimated_us <= setting.us:
         return scan
     return Plan(
