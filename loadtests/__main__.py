@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -11,8 +12,16 @@ from pathlib import Path
 
 from loadtests import corpora, report, targets
 from loadtests.samples import Samples, command
-from loadtests.workloads import WORKLOADS
+from loadtests.workloads import WORKLOADS, batch, hybrid
 from loadtests.workloads.bench import Bench, Options, setting_name
+
+_ONE_THREAD = {
+    "hybrid": {"OPENBLAS_NUM_THREADS": "1"},
+    "batch": {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+}
+"""Workloads that compare on one thread: libraries read these once, when they are loaded.
+
+Never OMP_THREAD_LIMIT: the BLAS inside FAISS waits for ever for a thread that it is not given."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +50,10 @@ def _run(given: argparse.Namespace) -> int:
         upsert=given.upsert,
         runbook=given.runbook,
         where=None if where is None else corpora.typed(corpus, *where),
+        recall=given.recall,
+        shapes=tuple(given.shapes),
+        mixes=tuple(given.mixes),
+        selectivity=tuple(given.selectivity),
     )
     name = f"{given.workload}-{corpus.name}-{target.name}-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03}"
     header = {
@@ -55,6 +68,7 @@ def _run(given: argparse.Namespace) -> int:
         "usual": setting_name(target.usual),
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
         "command": command(),
+        "threads": {name: os.environ.get(name) for name in _ONE_THREAD["batch"]},
     }
     if given.work is not None:
         given.work.mkdir(parents=True, exist_ok=True)
@@ -92,16 +106,36 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--where", metavar="NAME=VALUE", help="filter every query (recall, overhead)")
     run.add_argument("--k", type=int, default=Options.k)
     run.add_argument("--batch", type=int, default=Options.batch, help="queries in one batch (default: %(default)s)")
-    run.add_argument("--repeat", type=int, default=Options.repeat, help="times each setting is measured (recall)")
+    run.add_argument(
+        "--repeat", type=int, default=Options.repeat, help="times each setting is measured (recall, hybrid, batch)"
+    )
     run.add_argument("--rate", type=float, default=Options.rate, help="queries a second of open loops")
     run.add_argument("--rounds", type=int, default=Options.rounds, help="rounds of churn")
     run.add_argument("--delete", type=float, default=Options.delete, help="share deleted in a round of churn")
     run.add_argument("--upsert", type=float, default=Options.upsert, help="share written anew in a round of churn")
     run.add_argument("--runbook", type=Path, help="a JSON list of steps in place of the rounds (churn)")
+    run.add_argument(
+        "--recall", type=float, default=Options.recall, help="target (hybrid, batch; default: %(default)s)"
+    )
+    run.add_argument(
+        "--shapes", nargs="+", choices=hybrid.SHAPES, default=Options.shapes, help="kinds of filters (hybrid)"
+    )
+    run.add_argument(
+        "--selectivity", nargs="+", type=float, default=Options.selectivity, help="shares of rows that pass (hybrid)"
+    )
+    run.add_argument("--mixes", nargs="+", choices=batch.MIXES, default=Options.mixes, help="which workloads (batch)")
     made = commands.add_parser("report", help="tables and figures of all samples below a directory")
     made.add_argument("directory", type=Path)
     return parser
 
 
+def _in_one_thread(arguments: Sequence[str]) -> None:
+    """Start this program anew with the environment that its workload needs, unless it has that already."""
+    wanted = _ONE_THREAD.get(arguments[1], {}) if arguments[:1] == ["run"] and len(arguments) > 1 else {}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "loadtests", *arguments], os.environ | wanted)
+
+
 if __name__ == "__main__":
+    _in_one_thread(sys.argv[1:])
     sys.exit(main())

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
+from loadtests import predicates
 from loadtests.truth import nearest
 
 Floats = NDArray[np.float32]
@@ -22,8 +24,12 @@ DEPTH = 100
 _TRAINING = 1_000
 _SEED = 20_261_125
 _RANK = 12
-_CLUSTERED = re.compile(r"clustered(?:-(\d+)x(\d+))?")
+_CLUSTERED = re.compile(r"(clustered|hybrid)(?:-(\d+)x(\d+))?")
 _DEBIAN = ("section", "priority", "architecture", "installed_size", "n_depends")
+_HYBRID = (
+    *("section", "priority", "architecture", "multi_arch", "maintainer", "source", "homepage_host", "tags"),
+    *("installed_size", "size", "n_depends"),
+)
 _PYPI = ("year", "rank", "version_major", "prerelease", "n_words")
 
 
@@ -33,7 +39,8 @@ class Corpus:
 
     ``base`` (n, d) and ``queries`` (m, d) float32; ``truth`` (m, depth) int64 the true neighbours, best first, or None
     where nobody computed them; ``training`` (t, d) further queries, never among ``queries``, that an index may learn
-    from; ``metric`` is ``l2`` or ``cosine``; ``attributes`` are columns of n values.
+    from; ``metric`` is ``l2`` or ``cosine``; ``attributes`` are columns of n values; ``predicates`` the filter that
+    goes with each query, where the data set has such (``truth`` is always without a filter).
     """
 
     name: str
@@ -43,11 +50,12 @@ class Corpus:
     training: Floats
     truth: Integers | None
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
+    predicates: predicates.Predicates | None = None
 
 
 def names() -> list[str]:
-    """The data sets that ``load`` knows; ``clustered-NxD`` takes any size."""
-    return [*_REAL, "clustered-NxD"]
+    """The data sets that ``load`` knows; those ending in ``NxD`` take any size."""
+    return [*_REAL, "clustered-NxD", "hybrid-NxD"]
 
 
 def load(
@@ -65,14 +73,19 @@ def load(
     """
     built_in = _CLUSTERED.fullmatch(name)
     if built_in:
-        corpus = clustered(name, int(built_in[1] or 20_000), int(built_in[2] or 64))
+        corpus = clustered(name, int(built_in[2] or 20_000), int(built_in[3] or 64))
+        corpus = with_predicates(corpus) if built_in[1] == "hybrid" else corpus
     elif name in _REAL:
         corpus = _REAL[name](data or _directory())
     else:
         raise ValueError(f"there is no data set {name!r}; known are {', '.join(names())}")
     truth = None if corpus.truth is None else corpus.truth[:queries]
-    training = np.concatenate([corpus.queries[queries:], corpus.training])[:_TRAINING]
+    # where queries have predicates one vector comes with several of them: the others are no training
+    spare = corpus.queries[queries:] if corpus.predicates is None else corpus.queries[:0]
+    training = np.concatenate([spare, corpus.training])[:_TRAINING]
     corpus = replace(corpus, queries=corpus.queries[:queries], training=training, truth=truth)
+    if corpus.predicates is not None:
+        corpus = replace(corpus, predicates=corpus.predicates.cut(limit, queries))
     if limit is not None and limit < len(corpus.base):
         cut = {column: values[:limit] for column, values in corpus.attributes.items()}
         corpus = replace(corpus, base=corpus.base[:limit], attributes=cut, truth=None)
@@ -133,6 +146,49 @@ def clustered(name: str, points: int, dim: int) -> Corpus:
     )
 
 
+def with_predicates(corpus: Corpus) -> Corpus:
+    """A built-in corpus with attributes and a filter for each query, of every kind and selectivity that the real have.
+
+    ``area`` goes with the vectors, ``kind`` (skewed), ``size`` and ``tags`` do not; ``kind`` and ``tags`` have gaps.
+    """
+    random = np.random.default_rng(_SEED + 1)
+    n, m = len(corpus.base), len(corpus.queries)
+    kinds = np.array([f"kind {number}" for number in range(40)] + [""], dtype=object)
+    shares = 1.0 / np.arange(1, len(kinds) + 1)
+    tags = np.empty(n, dtype=object)
+    tags[:] = [
+        [f"tag {each}" for each in row[:count]]
+        for row, count in zip(random.integers(0, 30, (n, 3)).tolist(), random.integers(0, 4, n).tolist(), strict=True)
+    ]
+    columns: dict[str, NDArray[Any]] = {
+        "area": np.argmax(corpus.base @ corpus.base[:12].T, axis=1),
+        "kind": predicates.nulled(random.choice(kinds, n, p=shares / shares.sum())),
+        "size": random.permutation(n),
+        "tags": predicates.nulled(tags),
+    }
+
+    def leaf(name: str, op: str, value: Any = None) -> dict[str, Any]:
+        return {"field": name, "op": op, "value": value}
+
+    known: list[predicates.Predicate] = [
+        *(leaf("area", "eq", number) for number in range(12)),
+        *(leaf("kind", "eq", kind) for kind in kinds[:-1]),
+        *(leaf("size", "lt", round(n * share)) for share in (0.0005, 0.005, 0.05, 0.3, 0.7, 0.95)),
+        *(leaf("tags", "contains", f"tag {number}") for number in range(30)),
+        leaf("kind", "in", ["kind 3", "kind 5"]),
+        leaf("size", "between", [n // 10, n // 5]),
+        leaf("kind", "is_null"),
+        {"not": leaf("kind", "eq", "kind 0")},
+        {"or": [leaf("area", "eq", 1), leaf("kind", "eq", "kind 1")]},
+        {"and": [leaf("tags", "not_null"), leaf("size", "gte", n // 2)]},
+        {"and": [leaf("size", "gt", n // 3), leaf("size", "lte", n // 3 + 5)]},
+    ]
+    order = random.permutation(len(known))
+    skew = 1.0 / np.arange(1, len(known) + 1)
+    chosen = order[random.choice(len(known), m, p=skew / skew.sum())]
+    return replace(corpus, attributes=columns, predicates=predicates.of(known, chosen, columns))
+
+
 def _directory() -> Path:
     named = os.environ.get(DATA_VARIABLE)
     if not named:
@@ -161,6 +217,31 @@ def _debian(data: Path) -> Corpus:
     return replace(corpus, training=others.astype(np.float32), attributes=attributes)
 
 
+def _hybrid_debian(data: Path) -> Corpus:
+    """The test half of the filtered queries; learnt from are vectors of the other half that the test never asks."""
+    queries = np.load(data / "debian_queries_256.npy")
+    with np.load(data / "hybrid_debian.npz") as held:
+        past, asked, chosen = held["is_past"], held["query"], held["predicate"]
+    lines = (data / "hybrid_debian_predicates.jsonl").read_bytes().splitlines()
+    stated = {each["id"]: each["predicate"] for each in map(orjson.loads, lines)}
+    attributes = {
+        name: predicates.nulled(column)
+        for name, column in _columns(data / "debian_attributes.parquet", _HYBRID).items()
+    }
+    numbers = np.array(sorted(stated))
+    places = np.searchsorted(numbers, chosen[~past])
+    return Corpus(
+        "hybrid_debian",
+        "cosine",
+        np.load(data / "debian_256.npy").astype(np.float32),
+        queries[asked[~past]].astype(np.float32),
+        queries[np.setdiff1d(asked[past], asked[~past])].astype(np.float32),
+        None,
+        attributes,
+        predicates.of([stated[number] for number in numbers.tolist()], places, attributes),
+    )
+
+
 def _pypi(data: Path) -> Corpus:
     with np.load(data / "pypi_gt100.npz") as held:
         truth = held["gt_ids"]
@@ -181,6 +262,7 @@ _REAL: dict[str, Callable[[Path], Corpus]] = {
     "fashion_mnist_784_euclidean": _fashion,
     "glove_50_angular": _glove,
     "debian_256": _debian,
+    "hybrid_debian": _hybrid_debian,
     "pypi_256": _pypi,
     "debian_short_minilm_384": _minilm,
 }

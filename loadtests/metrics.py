@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -33,6 +33,32 @@ def wrong(record: Record) -> int:
 def qps(record: Record) -> float:
     """Queries a second: all queries over the time that was spent waiting for answers."""
     return float(record["queries"] / sum(record["seconds"]))
+
+
+def us(record: Record) -> float:
+    """Microseconds of waiting per query."""
+    return 1e6 / qps(record)
+
+
+def cpu_us(record: Record) -> float:
+    """Processor microseconds per query; NaN where the system does not tell."""
+    return cpu_ms(record) * 1e3
+
+
+def of_queries(record: Record, chosen: Sequence[int]) -> Record:
+    """The part of a record of single queries that is about some of them; what cannot be divided is left out."""
+    divided = {key: [record[key][number] for number in chosen] for key in ("seconds", "right", "possible", "wrong")}
+    return {"queries": len(chosen), **divided}
+
+
+def break_even(by_size: Mapping[int, float], single: float) -> int | None:
+    """The smallest batch from which on every larger one costs less per query than single queries; None: none does."""
+    found = None
+    for size in sorted(by_size, reverse=True):
+        if by_size[size] >= single:
+            break
+        found = size
+    return found
 
 
 def percentile_ms(record: Record, percent: float) -> float:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtests import metrics
+from loadtests import metrics, report_filtered
 from loadtests.samples import Record, Run, read
+from loadtests.tables import decimal, table
 
 REPORT = "report.md"
 
@@ -49,7 +50,7 @@ def _runs(runs: Sequence[Run]) -> list[str]:
                 "yes" if run.complete else "**no**",
             ]
         )
-    return lines + _table(["command", "data", "at", "load before", "machine", "complete"], rows)
+    return lines + table(["command", "data", "at", "load before", "machine", "complete"], rows)
 
 
 def _machine(run: Run) -> str:
@@ -64,11 +65,11 @@ def _recall(runs: Sequence[Run], directory: Path) -> list[str]:
         lines += [f"### {dataset}", ""]
         rows = [_recall_row(run, record) for run in mine for record in settings(run)]
         heads = "target|points|mode|setting|recall|worst 5 %|queries/s|p50 ms|p99 ms|CPU ms/query|client CPU ms/query"
-        lines += _table([*heads.split("|"), "engine p50 ms", "wrong"], rows)
+        lines += table([*heads.split("|"), "engine p50 ms", "wrong"], rows)
         lines += _filled(mine)
         loops = [(run, record) for run in mine for record in run.of("open_loop")]
         lines += ["At a fixed rate, latency from when a query was due:", ""]
-        lines += _table(_LATENCY_HEADS, [[run.header["target"], *_latency(record)] for run, record in loops])
+        lines += table(_LATENCY_HEADS, [[run.header["target"], *_latency(record)] for run, record in loops])
         figure = _figure(mine, directory / f"recall-{re.sub(r'[^a-z0-9_-]+', '-', dataset.lower())}.png")
         if figure is None:
             lines += ["(No figure: matplotlib is not installed.)", ""]
@@ -95,9 +96,9 @@ def _recall_row(run: Run, record: Record) -> list[Any]:
         f"{metrics.recall_low(record):.1f}",
         f"{metrics.qps(record):,.0f}",
         *(f"{metrics.percentile_ms(record, percent):.2f}" for percent in (50, 99)),
-        _number(metrics.cpu_ms(record), 2),
-        _number(metrics.client_cpu_ms(record), 2),
-        _number(metrics.engine_ms(record), 2),
+        decimal(metrics.cpu_ms(record), 2),
+        decimal(metrics.client_cpu_ms(record), 2),
+        decimal(metrics.engine_ms(record), 2),
         metrics.wrong(record),
     ]
 
@@ -116,7 +117,7 @@ def _filled(runs: Sequence[Run]) -> list[str]:
                     ", ".join(f"{each['state']} {each['kind']} {each['points']:,}" for each in segments),
                 ]
             )
-    return _table(["target", "load s", "optimise s", "memory MiB", "segments"], rows)
+    return table(["target", "load s", "optimise s", "memory MiB", "segments"], rows)
 
 
 def _churn(runs: Sequence[Run], directory: Path) -> list[str]:
@@ -127,7 +128,7 @@ def _churn(runs: Sequence[Run], directory: Path) -> list[str]:
         latencies = background[0]["latencies"] if background else []
         rows = [_step(record, latencies) for record in run.of("step")]
         heads = "step|points touched|took s|living|recall|worst 5 %|wrong|p50 ms|p99 ms|meanwhile p50 ms"
-        lines += _table([*heads.split("|"), "meanwhile p99 ms", "meanwhile failed", "memory MiB"], rows)
+        lines += table([*heads.split("|"), "meanwhile p99 ms", "meanwhile failed", "memory MiB"], rows)
     return lines
 
 
@@ -144,7 +145,7 @@ def _step(record: Record, latencies: Sequence[Any]) -> list[Any]:
         f"{metrics.recall_low(record):.1f}" if measured else "",
         metrics.wrong(record) if measured else "",
         *(f"{metrics.percentile_ms(record, percent):.2f}" if measured else "" for percent in (50, 99)),
-        *(_number(metrics.percentile(meanwhile, percent) * 1e3, 2) for percent in (50, 99)),
+        *(decimal(metrics.percentile(meanwhile, percent) * 1e3, 2) for percent in (50, 99)),
         metrics.failures(latencies, *span),
         _mebibytes(record["rss_bytes"]),
     ]
@@ -167,15 +168,15 @@ def _ingest(runs: Sequence[Run], directory: Path) -> list[str]:
                     f"{metrics.slowest_batch_ms(record):,.0f}",
                     f"{found} of {checked}",
                     "" if done is None else f"{done['seconds']:.1f}",
-                    _number(math.nan if record["cpu_s"] is None else record["cpu_s"], 1),
+                    decimal(math.nan if record["cpu_s"] is None else record["cpu_s"], 1),
                     _mebibytes(record["rss_bytes"]),
                 ]
             )
         loops += [[run.label, *_latency(record)] for record in run.of("background")]
     heads = "run|how|durable|points/s|batch p50 ms|batch p99 ms|slowest batch ms|found at once|then optimise s|CPU s"
-    lines = _table([*heads.split("|"), "memory MiB"], rows)
+    lines = table([*heads.split("|"), "memory MiB"], rows)
     lines += ["Queries meanwhile (from the first batch until optimised), latency from when a query was due:", ""]
-    return lines + _table(_LATENCY_HEADS, loops)
+    return lines + table(_LATENCY_HEADS, loops)
 
 
 def _overhead(runs: Sequence[Run], directory: Path) -> list[str]:
@@ -193,6 +194,8 @@ _SECTIONS: dict[str, Callable[[Sequence[Run], Path], list[str]]] = {
     "churn": _churn,
     "ingest": _ingest,
     "overhead": _overhead,
+    "hybrid": report_filtered.hybrid,
+    "batch": report_filtered.batch,
 }
 _LATENCY_HEADS = ["run", "asked/s", "answered", "failed", "p50 ms", "p95 ms", "p99 ms", "worst ms"]
 
@@ -203,7 +206,7 @@ def _latency(record: Record) -> list[Any]:
         f"{record['rate']:g}",
         f"{len(seconds):,}",
         metrics.failures(record["latencies"]),
-        *(_number(metrics.percentile(seconds, percent) * 1e3, 2) for percent in (50, 95, 99, 100)),
+        *(decimal(metrics.percentile(seconds, percent) * 1e3, 2) for percent in (50, 95, 99, 100)),
     ]
 
 
@@ -237,19 +240,6 @@ def _by(runs: Iterable[Run], key: str) -> dict[str, list[Run]]:
     for run in runs:
         groups.setdefault(run.header[key], []).append(run)
     return groups
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A Markdown table with an empty line after it; nothing where there are no rows."""
-    if not rows:
-        return ["(none)", ""]
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    lines = [heads, ["---"] * len(heads), *cells]
-    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
-
-
-def _number(value: float, digits: int) -> str:
-    return "" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def _mebibytes(count: int | None) -> str:

@@ -39,6 +39,27 @@ def nearest(
     return found
 
 
+class Judge:
+    """True neighbours of the same queries under one filter after another: the product of all with all is kept."""
+
+    def __init__(self, base: NDArray[np.float32], queries: NDArray[np.float32], metric: str) -> None:
+        self._base, self._queries, self._metric = base, queries, metric
+        matrix, bias = _products(base, metric)
+        self._rough = queries @ matrix.T - bias
+
+    def nearest(self, query: int, rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """The best of these base rows for a query, best first, (k,); -1 pads where there are fewer."""
+        found = np.full(k, -1, dtype=np.int64)
+        if not len(rows):
+            return found
+        fetch = min(len(rows), k + _SPARE)
+        candidates = rows[np.argpartition(-self._rough[query, rows], fetch - 1)[:fetch]]
+        exact = scores(self._base, self._queries[query : query + 1], candidates[None, :], self._metric)[0]
+        best = candidates[np.argsort(-exact, kind="stable")[:k]]
+        found[: len(best)] = best
+        return found
+
+
 def scores(
     base: NDArray[np.float32], queries: NDArray[np.float32], ids: NDArray[np.int64], metric: str
 ) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,8 +30,11 @@ class NearfieldTarget:
 
     def __init__(self) -> None:
         self._client: nearfield.Client | None = None
+        self._directory = Path()
 
     def start(self, directory: Path, *, dim: int, metric: str) -> None:
+        """Begin with the collection that lies in the directory, which is an empty one where nothing does."""
+        self._directory = directory
         self._client = self.connect(directory)
         self._client.create(_COLLECTION, dim=dim, metric=metric)
 
@@ -48,11 +51,29 @@ class NearfieldTarget:
 
     def query(self, vector: Floats, k: int, setting: Setting, where: Where = None) -> Answer:
         hits = self.collection.query(vector, k, where=_filter(where), select=False, **setting)
-        return Answer(_padded(hits.ids, k), hits.meta.get("ms"))
+        return Answer(padded(hits.ids, k), hits.meta.get("ms"))
 
     def query_batch(self, vectors: Floats, k: int, setting: Setting, where: Where = None) -> Integers:
         many = self.collection.query(vectors, k, where=_filter(where), select=False, **setting)
         return np.asarray(many.ids, dtype=np.int64)
+
+    def ask(
+        self,
+        vectors: Floats,
+        k: int,
+        setting: Setting,
+        *,
+        where: Mapping[str, Any] | None = None,
+        wheres: Sequence[Mapping[str, Any]] | None = None,
+        explain: bool = False,
+    ) -> Any:
+        """The SDK's own answer to one query (d,) or many (m, d), under one filter of any form or one each."""
+        return self.collection.query(vectors, k, where=where, wheres=wheres, select=False, explain=explain, **setting)
+
+    def reopen(self) -> None:
+        """Stop and start again over the same data: nothing is cached any more."""
+        self.stop()
+        self._client = self.connect(self._directory)
 
     def delete(self, ids: Integers) -> None:
         most = self.client.info()["limits"]["points"]
@@ -93,7 +114,7 @@ def _filter(where: Where) -> dict[str, Any] | None:
     return None if where is None else {where[0]: where[1]}
 
 
-def _padded(ids: Any, k: int) -> Integers:
+def padded(ids: Any, k: int) -> Integers:
     wide = np.full(k, -1, dtype=np.int64)
     wide[: len(ids)] = ids
     return wide

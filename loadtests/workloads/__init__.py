@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loadtests.workloads import churn, ingest, overhead, recall
+from loadtests.workloads import batch, churn, hybrid, ingest, overhead, recall
 from loadtests.workloads.bench import Bench
 
 WORKLOADS: dict[str, Callable[[Bench], None]] = {
@@ -12,4 +12,6 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "churn": churn.run,
     "ingest": ingest.run,
     "overhead": overhead.run,
+    "hybrid": hybrid.run,
+    "batch": batch.run,
 }

@@ -36,6 +36,10 @@ class Options:
     upsert: float = 0.1
     runbook: Path | None = None
     where: Where = None
+    recall: float = 0.95
+    shapes: tuple[str, ...] = ("random", "clusters")
+    mixes: tuple[str, ...] = ("given", "drift", "uncorrelated")
+    selectivity: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)

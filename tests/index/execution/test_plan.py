@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedded import finished
 
+from embedded import finished
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.engine import Engine
 from nearfield_index.execution.cost import Calibration, Curve, Setting
