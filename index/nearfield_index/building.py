@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +27,12 @@ from nearfield_index.segments.part import Keys
 from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.writer import FieldRows, SegmentRows, pick_kind, write_indexed
 from nearfield_index.storage.rows import RowStore
+from nearfield_index.threads import BACKGROUND
 
 _log = logging.getLogger(__name__)
 
 _READ_ROWS = 2_000
 _LONGEST_WAIT_S = 600.0
-_THREADS = max(1, (os.cpu_count() or 1) - 1)
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -167,7 +166,7 @@ class Builder:
                 rows,
                 self._live.schema,
                 sequence=sequence,
-                threads=_THREADS,
+                threads=BACKGROUND,
                 step=lambda done: step(0.1 + 0.8 * done),
             )
             try:
@@ -223,7 +222,7 @@ class Builder:
     def _calibrate_segment(self, job: Job, segment: Segment, step: Callable[[float], None]) -> None:
         job.report(job.progress, "calibrating")
         measured = {
-            name: calibration.calibrate(part, self._reservoir.sample(name), threads=_THREADS, step=step)
+            name: calibration.calibrate(part, self._reservoir.sample(name), threads=BACKGROUND, step=step)
             for name, part in segment.fields.items()
             if part.backend is not None
         }

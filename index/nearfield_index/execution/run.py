@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,11 +21,11 @@ from nearfield_index.filters.expr import Expr
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart, FindKeys, LivePart
 from nearfield_index.segments.view import View
+from nearfield_index.threads import CORES
 
 _SLACK = 4
 _LARGEST_FETCH = 4_096
 _DOUBLES = 8 * 1024 * 1024  # values of a block
-_CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def run(
 ) -> tuple[Candidates, Report]:
     """The best ``search.k`` of each query with exact scores, and the report of how they were found."""
     queries = queried(search.vectors, metric)
-    faiss.omp_set_num_threads(_CORES if len(queries) >= PRODUCT_QUERIES else 1)
+    faiss.omp_set_num_threads(CORES if len(queries) >= PRODUCT_QUERIES else 1)
     report = Report()
     groups = _group(search.filters, len(queries))
     answers: list[tuple[Rows, Candidates]] = []
