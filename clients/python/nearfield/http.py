@@ -15,12 +15,14 @@ from nearfield import errors, frames, operations, retry, vectors
 from nearfield.operations import Operation
 
 if TYPE_CHECKING:
-    import httpx2
+    import httpcore2
 
 T = TypeVar("T")
 
 _FRAMED = frozenset({"query", "write_points"})
 _ADDRESSES = 1_000
+_CONNECTIONS = 100
+_KEPT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,22 @@ class HttpOptions:
         return {"connect": self.connect_timeout_s, "read": read, "write": read, "pool": read}
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What a connection pool is asked for."""
+
+    method: str
+    url: httpcore2.URL
+    headers: list[tuple[bytes, bytes]]
+    content: bytes | None
+    extensions: dict[str, Any]
+
+
 class _Requests:
     """Builds requests for one server; addresses are parsed once.
 
-    Requests go to httpx2's transport as they are: the client above it (cookies, redirects, proxies) costs as much
-    as a whole query takes.
+    Requests go to httpx2's connection pool (httpcore2) as they are: the client above it (cookies, redirects,
+    proxies, models) costs as much as a whole query takes.
     """
 
     def __init__(self, options: HttpOptions) -> None:
@@ -64,29 +77,46 @@ class _Requests:
             raise errors.InvalidRequest("a server's address begins with http:// or https://", field="url")
         self._options = options
         self._base = options.url.rstrip("/")
-        self._addresses: dict[str, httpx2.URL] = {}
-        self._headers = {"accept": "application/json", "user-agent": "nearfield-python"}
+        self._addresses: dict[str, httpcore2.URL] = {}
+        self._headers = [(b"accept", b"application/json"), (b"user-agent", b"nearfield-python")]
         if options.api_key:
-            self._headers["authorization"] = f"Bearer {options.api_key}"
+            self._headers.append((b"authorization", f"Bearer {options.api_key}".encode()))
 
-    def build(self, operation: Operation[Any], *, framed: bool) -> httpx2.Request:
-        """Return the request of an operation."""
+    def pool_arguments(self) -> dict[str, Any]:
+        """Return keyword arguments of httpcore2's pools."""
         import httpx2
 
+        secure = self._base.startswith("https:")
+        return {
+            "ssl_context": httpx2.create_ssl_context() if secure else None,
+            "max_connections": _CONNECTIONS,
+            "keepalive_expiry": _KEPT_S,
+        }
+
+    def build(self, operation: Operation[Any], *, framed: bool) -> _Request:
+        """Return the request of an operation."""
         request = encode(operation, framed=framed)
-        path = request["url"]
-        address = self._addresses.get(path)
-        if address is None:
+        content: bytes | None = request.get("content")
+        kind = [(name.encode(), value.encode()) for name, value in request.get("headers", {}).items()]
+        timeouts = {"timeout": self._options.timeouts(operation.timeout_s)}
+        return _Request(request["method"], self._address(request["url"]), self._headers + kind, content, timeouts)
+
+    def _address(self, path: str) -> httpcore2.URL:
+        found = self._addresses.get(path)
+        if found is None:
+            import httpcore2
+            import httpx2
+
+            url = httpx2.URL(self._base + path)
+            found = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
             if len(self._addresses) >= _ADDRESSES:
                 self._addresses.clear()
-            address = self._addresses[path] = httpx2.URL(self._base + path)
-        return httpx2.Request(
-            request["method"],
-            address,
-            headers=self._headers | request.get("headers", {}),
-            content=request.get("content"),
-            extensions={"timeout": self._options.timeouts(operation.timeout_s)},
-        )
+            self._addresses[path] = found
+        return found
+
+
+def _headers(reply: httpcore2.Response) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reply.headers}
 
 
 def encode(operation: Operation[Any], *, framed: bool) -> dict[str, Any]:
@@ -135,12 +165,12 @@ class HttpTransport:
     window = 2
 
     def __init__(self, options: HttpOptions) -> None:
-        import httpx2
+        import httpcore2
 
         self.name = options.url
         self._options = options
         self._requests = _Requests(options)
-        self._transport: httpx2.HTTPTransport | None = httpx2.HTTPTransport()
+        self._pool: httpcore2.ConnectionPool | None = httpcore2.ConnectionPool(**self._requests.pool_arguments())
         self._frames: bool | None = None
 
     def run(self, operation: Operation[T]) -> T:
@@ -162,22 +192,25 @@ class HttpTransport:
                 outcome = self._send(request)
 
     def close(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
-    def _send(self, request: httpx2.Request) -> dict[str, Any] | errors.Error:
-        import httpx2
-
-        transport = self._transport
-        if transport is None:
+    def _send(self, request: _Request) -> dict[str, Any] | errors.Error:
+        pool = self._pool
+        if pool is None:
             return errors.closed()
         try:
-            reply = transport.handle_request(request)
-            content = reply.read()
-        except httpx2.TransportError as failure:
+            reply = pool.request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                content=request.content,
+                extensions=request.extensions,
+            )
+        except Exception as failure:
             return _connection_failed(failure, self.name)
-        return decode(reply.status_code, reply.headers, content)
+        return decode(reply.status, _headers(reply), reply.content)
 
 
 class AsyncHttpTransport:
@@ -186,12 +219,13 @@ class AsyncHttpTransport:
     window = 2
 
     def __init__(self, options: HttpOptions) -> None:
-        import httpx2
+        import httpcore2
 
         self.name = options.url
         self._options = options
         self._requests = _Requests(options)
-        self._transport: httpx2.AsyncHTTPTransport | None = httpx2.AsyncHTTPTransport()
+        arguments = self._requests.pool_arguments()
+        self._pool: httpcore2.AsyncConnectionPool | None = httpcore2.AsyncConnectionPool(**arguments)
         self._frames: bool | None = None
 
     async def run(self, operation: Operation[T]) -> T:
@@ -213,39 +247,45 @@ class AsyncHttpTransport:
                 outcome = await self._send(request)
 
     async def close(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.aclose()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.aclose()
 
-    async def _send(self, request: httpx2.Request) -> dict[str, Any] | errors.Error:
-        import httpx2
-
-        transport = self._transport
-        if transport is None:
+    async def _send(self, request: _Request) -> dict[str, Any] | errors.Error:
+        pool = self._pool
+        if pool is None:
             return errors.closed()
         try:
-            reply = await transport.handle_async_request(request)
-            content = await reply.aread()
-        except httpx2.TransportError as failure:
+            reply = await pool.request(
+                request.method,
+                request.url,
+                headers=request.headers,
+                content=request.content,
+                extensions=request.extensions,
+            )
+        except Exception as failure:
             return _connection_failed(failure, self.name)
-        return decode(reply.status_code, reply.headers, content)
+        return decode(reply.status, _headers(reply), reply.content)
 
 
-def _connection_failed(failure: httpx2.TransportError, address: str) -> errors.ConnectionFailed:
-    import httpx2
+def _connection_failed(failure: Exception, address: str) -> errors.ConnectionFailed:
+    """Return the error for what the pool raised; raises ``failure`` itself when the network is not at fault."""
+    import httpcore2
 
     reason = str(failure) or type(failure).__name__
-    if isinstance(failure, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)):
+    if isinstance(failure, (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout)):
         return errors.ConnectionFailed(
             f"no connection to {address}: {reason}", sent=False, hint="is the server running there?"
         )
-    if isinstance(failure, httpx2.TimeoutException):
+    if isinstance(failure, httpcore2.TimeoutException):
         return errors.ConnectionFailed(
             f"{address} did not answer in time",
             code="timeout",
             hint="raise timeout= of connect() for long calls",
         )
-    return errors.ConnectionFailed(f"the connection to {address} broke: {reason}")
+    if isinstance(failure, (httpcore2.NetworkError, httpcore2.ProtocolError)):
+        return errors.ConnectionFailed(f"the connection to {address} broke: {reason}")
+    raise failure
 
 
 def _as_base64(value: object) -> Any:
