@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from loadtests.targets.process import Usage, usage_of
 _COLLECTION = "loadtest"
 
 
-class NearfieldTarget:
+class NearfieldTarget(ABC):
     """Nearfield behind any client; ``recall`` targets are swept, ``exact`` ends the sweep."""
 
     name: ClassVar[str] = "nearfield"
@@ -38,9 +39,9 @@ class NearfieldTarget:
         self._client = self.connect(directory)
         self._client.create(_COLLECTION, dim=dim, metric=metric)
 
+    @abstractmethod
     def connect(self, directory: Path) -> nearfield.Client:
         """A client of a Nearfield whose data lie in this directory."""
-        raise NotImplementedError
 
     def load(self, ids: Integers, vectors: Floats, attributes: Mapping[str, NDArray[Any]]) -> None:
         self.collection.upsert(ids, vectors, attributes=dict(attributes) or None, progress=False)
