@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.targets.faiss_hnsw import EF_CONSTRUCTION, M
+from loadtests.targets.faiss_hnsw import EF_CONSTRUCTION, M, prepared
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -48,11 +48,7 @@ class FilteredFaiss:
 
     def prepared(self, vectors: Floats) -> Floats:
         """Vectors as the indexes take them: of length 1 for cosine."""
-        rows = np.ascontiguousarray(vectors, dtype=np.float32)
-        if self._metric == "l2":
-            return rows
-        normal: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-30))
-        return normal
+        return prepared(vectors, self._metric)
 
     def efforts(self, kind: str) -> list[int]:
         """The efforts that are tried, cheapest first, about 19 % apart."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,9 @@ class Points:
         vectors = sum(part.matrix.nbytes for part in self.vectors.values())
         return vectors + sum(map(len, self.encoded)) + sum(len(t) for t in self.text if t) + 64 * len(self.ids)
 
+    @cached_property
     def attribute_names(self) -> set[str]:
-        """Every attribute name of the batch, nested ones dotted."""
+        """Every attribute name of the batch, nested ones dotted; gathered once, asked before and after a commit."""
         names: set[str] = set()
         for row in self.attributes:
             add_names(row, "", names)

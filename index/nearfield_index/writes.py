@@ -47,7 +47,7 @@ class PutPoints:
         return self.points.nbytes
 
     def check(self, schema: Schema, known: AbstractSet[str]) -> None:
-        _check_names(self.points.attribute_names(), known, self.limits)
+        _check_names(self.points.attribute_names, known, self.limits)
         if schema is not self.schema:  # it was changed since this write was checked
             check_attributes(self.points.attributes, schema=schema, limits=self.limits, row_at="points[{}].attributes")
 

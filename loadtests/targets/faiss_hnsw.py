@@ -59,7 +59,7 @@ class FaissHnsw:
             self._kill(ids)
             first = int(self._index.ntotal)
             faiss.omp_set_num_threads(_CORES)
-            self._index.add(self._normal(vectors))
+            self._index.add(prepared(vectors, self._metric))
             self._rows.update(zip(ids.tolist(), range(first, first + len(ids)), strict=True))
             self._ids = np.concatenate([self._ids, ids])
             self._alive = np.concatenate([self._alive, np.ones(len(ids), dtype=bool)])
@@ -99,16 +99,18 @@ class FaissHnsw:
             if not passing.all():
                 selector = faiss.IDSelectorBitmap(np.packbits(passing, bitorder="little"))
             params = faiss.SearchParametersHNSW(efSearch=max(k, int(setting["ef"])), sel=selector)
-            rows = self._index.search(self._normal(vectors), k, params=params)[1]
+            rows = self._index.search(prepared(vectors, self._metric), k, params=params)[1]
             return np.where(rows >= 0, self._ids[np.maximum(rows, 0)], -1)
 
     def _kill(self, ids: Integers) -> None:
         dead = [row for each in ids.tolist() if (row := self._rows.pop(each, None)) is not None]
         self._alive[dead] = False
 
-    def _normal(self, vectors: Floats) -> Floats:
-        rows = np.ascontiguousarray(vectors, dtype=np.float32)
-        if self._metric == "l2":
-            return rows
-        normal: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-30))
-        return normal
+
+def prepared(vectors: Floats, metric: str) -> Floats:
+    """Vectors as FAISS indexes of that metric take them: of length 1 for cosine."""
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if metric == "l2":
+        return rows
+    normal: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-30))
+    return normal

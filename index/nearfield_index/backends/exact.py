@@ -41,15 +41,23 @@ class Exact:
         return 0
 
     def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        if within is None:
-            return search_flat(self._vectors.flat, queries, k)
-        rows = within.rows()
-        if len(rows) == 0:
-            return nothing(len(queries), k)
-        if len(queries) >= _GATHER_QUERIES:
-            return search_gathered(self._vectors.matrix, queries, k, rows)
-        selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
-        return search_flat(self._vectors.flat, queries, min(k, len(rows)), selector=selector, width=k)
+        return scan(self._vectors.matrix, self._vectors.flat, queries, k, within)
+
+
+def scan(matrix: Floats, flat: Any, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+    """Exact top-k by inner product among ``within`` (None: all), rows read in place where that is cheaper.
+
+    ``flat`` is the FAISS face of ``matrix`` where there is one, else None.
+    """
+    if within is not None and within.count == 0:
+        return nothing(len(queries), k)
+    if within is None or within.count == len(matrix):
+        return search_matrix(matrix, queries, k) if flat is None else search_flat(flat, queries, k)
+    rows = within.rows()
+    if flat is None or len(queries) >= _GATHER_QUERIES:
+        return search_gathered(matrix, queries, k, rows)
+    selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
+    return search_flat(flat, queries, min(k, len(rows)), selector=selector, width=k)
 
 
 def nothing(n: int, k: int) -> tuple[Floats, Rows]:

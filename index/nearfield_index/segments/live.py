@@ -170,7 +170,7 @@ class LiveSegments:
     def _take_in(self, born: Sequence[tuple[Keys, Points]]) -> None:
         for keys, points in born:
             self._tail.append(keys, points)
-            self.names |= points.attribute_names()
+            self.names |= points.attribute_names
 
     @property
     def tail_size(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nearfield_index.backends.base import Backend, Lists
-from nearfield_index.backends.exact import nothing, search_flat, search_gathered, search_matrix
+from nearfield_index.backends.exact import scan
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.expr import Expr, ids_of
 from nearfield_index.points import PointId
@@ -64,20 +64,8 @@ class FieldPart:
         return np.where(rows >= 0, self.rows[np.maximum(rows, 0)], -1)
 
     def scan(self, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        """Exact top-k by inner product among ``within`` (matrix rows), read in place where that is cheaper."""
-        if within is not None and within.count == 0:
-            return nothing(len(queries), k)
-        if within is None or within.count == len(self.matrix):
-            if self.flat is not None:
-                return search_flat(self.flat, queries, k)
-            return search_matrix(self.matrix, queries, k)
-        rows = within.rows()
-        if self.flat is not None and len(queries) < 4:
-            from faiss import IDSelectorArray, swig_ptr
-
-            selector = IDSelectorArray(len(rows), swig_ptr(rows))
-            return search_flat(self.flat, queries, min(k, len(rows)), selector=selector, width=k)
-        return search_gathered(self.matrix, queries, k, rows)
+        """Exact top-k by inner product among ``within`` (matrix rows)."""
+        return scan(self.matrix, self.flat, queries, k, within)
 
 
 class Part(Protocol):

@@ -22,7 +22,6 @@ Array = npt.NDArray[np.generic]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-NUMERIC_PARTS = ("integer", "float")
 SORTED_PARTS = ("integer", "float", "bool", "datetime")
 
 
