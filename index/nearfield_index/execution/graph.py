@@ -24,9 +24,9 @@ from nearfield_index.segments.part import FieldPart
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 # Single queries differ in depth; what counts is their mean, so one may fall short by this much.
-_SHORT = 0.01
-_STEP = 4
-_MARGIN = 1.1
+_SHORT = 0.02
+# A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
+_LEAST_STEP, _MOST_STEP = 1.5, 4
 
 
 @dataclass
@@ -122,11 +122,13 @@ def _again(
     share: float,
 ) -> None:
     """Answer some queries better, where ``share`` of the rows near them passes: the cheaper way that reaches."""
-    depth = min(_MARGIN * k / share, _STEP * effort)
-    setting = calibration.at_depth(depth, target) if passing is not None else None
+    setting = None
+    if passing is not None:
+        depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
+        setting = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
     count = len(here) if passing is None else passing.count
     scan = calibration.exact_us(count, contiguous=passing is None, queries=len(queries))
-    if setting is None or setting.effort <= effort or setting.us >= scan:
+    if setting is None or setting.us >= scan:
         within = None if passing is None else passing.bitmap
         rows, scored = exact_rows(here, queries, k, within)
         best = np.argsort(-scored, axis=1, kind="stable")[:, :k]
