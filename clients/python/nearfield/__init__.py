@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nearfield.client import Client, Collection
@@ -31,6 +32,7 @@ from nearfield.errors import (
     NotFound,
     OutOfSpace,
     ReadOnly,
+    ScorerFailed,
     ServerFailed,
     StorageFailed,
     TooLarge,
@@ -73,6 +75,7 @@ __all__ = [
     "Point",
     "ReadOnly",
     "ScanPage",
+    "ScorerFailed",
     "ServerFailed",
     "StorageFailed",
     "TooLarge",
@@ -106,15 +109,17 @@ def connect(
     return Client(HttpTransport(options))
 
 
-def open(path: str | os.PathLike[str]) -> Client:
+def open(path: str | os.PathLike[str], *, scorers: Mapping[str, object] | None = None) -> Client:
     """Open (or create) the data directory ``path`` with the engine in this process.
 
+    ``scorers`` are what ``query(rerank={"scorer": name, ..})`` may name: functions ``f(query, texts)`` that return one
+    score a text, or objects as in ``nearfield.scorers``.
     The directory stays locked until the client is closed. Raises Locked if another process holds it, and
     ImportError, naming the extra to install, without the engine.
     """
     from nearfield.local import LocalTransport
 
-    return Client(LocalTransport(path))
+    return Client(LocalTransport(path, scorers))
 
 
 def __getattr__(name: str) -> Any:
