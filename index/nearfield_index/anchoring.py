@@ -104,7 +104,7 @@ class Anchoring:
             self._wait(job, ask)
             reason = ask.error
             table = ask.scores.reshape(len(texts), len(asked)).astype(np.float32)
-            whole = np.isfinite(table).all(axis=0)
+            whole = np.logical_and.reduce(np.isfinite(table), axis=0).tolist()
             rows += [(p.pk, p.vkey, digest(p.text or ""), table[:, n]) for n, p in enumerate(asked) if whole[n]]
         self.scores.add(rows)
         return len(rows), len(points) - len(rows), reason

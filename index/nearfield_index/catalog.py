@@ -133,8 +133,8 @@ class Catalog:
             self._closed = True
             collections = list(self._collections.values())
             self._collections.clear()
-        self.scorers.close()
         self.scoring.close()
+        self.scorers.close()
         self.maintenance.close()
         for collection in collections:
             try:

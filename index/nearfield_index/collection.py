@@ -36,6 +36,7 @@ from nearfield_index.segments.live import LiveSegments
 from nearfield_index.segments.part import FindKeys, Keys
 from nearfield_index.segments.view import View
 from nearfield_index.storage.commits import GroupCommit
+from nearfield_index.storage.pairs import PairLog, Scored
 from nearfield_index.storage.rows import RowStore, StoredPoint
 from nearfield_index.writes import DeletePoints, PointWrite
 
@@ -91,6 +92,7 @@ class Collection:
         self.rerankers = Rerankers(self.name, directory / "rerankers", self.store, self.live, scorers, scoring)
         self.reranked = QueryLog()
         self.reranked.load(directory / "reranked")
+        self.pair_log = PairLog(directory / "pairs.db", most=limits.logged_pairs)
         self.altering = Lock()
         """Held from reading the schema to storing a changed one."""
         self._closed = False
@@ -110,6 +112,7 @@ class Collection:
                 try:
                     self.reservoir.save(self.directory / "queries")
                     self.reranked.save(self.directory / "reranked")
+                    self.pair_log.close()
                 except NearfieldError as error:  # only a sample
                     _log.warning("the sample of queries of %s was not kept: %s", self.name, error)
                 self.store.close()
@@ -333,6 +336,15 @@ class Collection:
         if query.ids is None:
             for text, vector in zip(rerank.texts, vectors, strict=True):
                 self.reranked.add(query.field, text, vector)
+
+    def note_scored(self, scored: Scored) -> None:
+        """Log what a query had scored, in the background."""
+        if self.pair_log.note(scored):
+            self.maintenance.run_quietly(self._log_pairs)
+
+    def _log_pairs(self) -> None:
+        if not self._closed:
+            self.pair_log.flush()
 
     def _calibrated_on_rows(self, field: str) -> bool:
         return any(c.source == "rows" for (_, name), c in self.builder.calibrations.items() if name == field)

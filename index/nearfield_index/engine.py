@@ -16,6 +16,7 @@ from nearfield_index import describing, fitting, reading
 from nearfield_index.catalog import Catalog, check_installed
 from nearfield_index.checking import check_directory
 from nearfield_index.collection import Collection
+from nearfield_index.distilling import scored_pairs
 from nearfield_index.errors import Conflict, InvalidRequest
 from nearfield_index.execution.query import parse_filter_of, parse_query, parse_selection
 from nearfield_index.limits import Limits
@@ -339,6 +340,10 @@ class Engine:
     def drop_reranker(self, name: str, reranker: str) -> Json:
         self._catalog.get(name).rerankers.drop(check_name(reranker, at="reranker"))
         return {"dropped": True}
+
+    def scored_pairs(self, name: str, body: Body | None = None) -> Json:
+        """A page of scored pairs, to train a smaller model on."""
+        return scored_pairs(self._catalog.get(name), body or {}, limits=self._limits)
 
     # ------------------------------------------------------------------ jobs
 

@@ -51,15 +51,15 @@ def _anchors(collection: Collection, given: object, field: str, limits: Limits) 
         if len(parts) > 1:
             raise InvalidRequest("give 'log' alone, or 'texts' with 'vectors'", field="anchors")
         count = check_int(parts["log"], at="anchors.log", low=_FEWEST, high=limits.rerank_anchors)
-        texts, vectors = collection.reranked.sample(field)
-        if len(texts) < _FEWEST:
+        logged, vectors = collection.reranked.sample(field)
+        if len(logged) < _FEWEST:
             raise InvalidRequest(
-                f"the log holds {len(texts)} reranked queries by vector, {_FEWEST} are needed",
+                f"the log holds {len(logged)} reranked queries by vector, {_FEWEST} are needed",
                 code="log_too_short",
                 field="anchors.log",
                 hint="ask some queries with 'rerank' first, or upload anchors",
             )
-        return _chosen(list(texts), vectors, count)
+        return _chosen(logged, vectors, count)
     texts = parts.get("texts")
     if not isinstance(texts, (list, tuple)) or "vectors" not in parts:
         raise InvalidRequest("needs 'texts' and their 'vectors', or 'log'", code="missing", field="anchors")

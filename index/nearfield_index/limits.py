@@ -32,6 +32,8 @@ class Limits:
     rerank_query_bytes: int = 16 * 1024
     rerank_anchors: int = 2_000
     """Anchor queries of one reranker."""
+    logged_pairs: int = 1_000_000
+    """Scored pairs of queries that a collection keeps for training; 0 keeps none."""
     rerankers: int = 16
     """Of one collection."""
     scan_page: int = 10_000

@@ -19,7 +19,7 @@ import numpy as np
 
 from nearfield_index.anchoring import Anchoring
 from nearfield_index.errors import Conflict, Corrupt, NearfieldError, NotFound, ScorerFailed
-from nearfield_index.jobs import Job
+from nearfield_index.jobs import Cancelled, Job
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.ranking.anchorset import AnchorSet
 from nearfield_index.ranking.latents import Latents
@@ -183,7 +183,7 @@ class Rerankers:
             "calls": scored * anchors,
             "calls_left": calls,
             "pairs_per_second": None if speed is None else round(speed, 1),
-            "seconds_left": None if speed is None else round(calls / max(speed, 1e-9), 1),
+            "seconds_left": None if speed is None else round(calls / max(speed, 1e-9), 3),
         }
 
     # ------------------------------------------------------------------ changing
@@ -244,6 +244,7 @@ class Rerankers:
         directory = found.directory / made
         directory.mkdir()
         anchors.save(directory / "anchors")
+        AnchorScores(directory / "scores.db", anchors=len(anchors.texts)).close()  # whole before anybody looks
         sync_directory(directory)
         sync_directory(found.directory)
         found.building = wanted | {"directory": made, "anchors": len(anchors.texts), "state": "scoring"}
@@ -292,6 +293,8 @@ class Rerankers:
             return
         try:
             failed = self._fit(job, found, spec)
+        except Cancelled:  # by a user, which is written down already, or by a stop, after which it goes on
+            raise
         except NearfieldError as error:
             if not isinstance(error, NotFound):  # the collection was dropped or closed
                 self._fail(found, error.message)

@@ -28,6 +28,7 @@ from nearfield_index.ranking.rounds import Rounds
 from nearfield_index.reading import selected
 from nearfield_index.segments.part import FindKeys
 from nearfield_index.segments.view import View
+from nearfield_index.storage.pairs import Scored
 from nearfield_index.storage.rows import StoredPoint
 
 Json = dict[str, Any]
@@ -35,7 +36,6 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _TOGETHER = 16
 """Queries of a batch that go through their rounds in step: a shortlist of each is held in memory."""
-_HEAD_START_S = 0.002
 
 
 @dataclass
@@ -84,6 +84,8 @@ def rerank_query(collection: Collection, query: Query, rerank: Rerank) -> Json:
             hunts = [_begin(collection, query, rerank, vectors, n, view, find_keys, latents, report) for n in group]
             _hunt(collection, dispatcher, hunts, account, deadline)
             results += [_answer(collection, query, hunt) for hunt in hunts]
+            for hunt in hunts:
+                _log(collection, dispatcher, hunt)
             for hunt in hunts:
                 if hunt.textless:
                     warnings.append(f"{hunt.textless} points without text were left out")
@@ -207,18 +209,15 @@ def _hunt(
         asked = [(hunt, places) for hunt in hunts if len(places := _choose(collection, hunt))]
         if not asked:
             break
-        asks: list[tuple[Hunt, Ints, Ask]] = []
         chosen = time.perf_counter()
+        made = dispatcher.ask_all([(_pairs(hunt, places), hunt.rounds.unspent) for hunt, places in asked])
+        asks: list[tuple[Hunt, Ints, Ask]] = [(*each, ask) for each, ask in zip(asked, made, strict=True)]
         late = False
         try:
-            for hunt, places in asked:
-                pks = hunt.rounds.pool.where(places)[2].tolist()
-                pairs = [(hunt.text, hunt.points[pk].text or "") for pk in pks]
-                asks.append((hunt, places, dispatcher.ask(pairs, allowance=hunt.rounds.unspent)))
-            for _, _, ask in asks:
+            for ask in made:
                 late = not ask.wait(deadline - time.monotonic()) or late
         finally:
-            for _, _, ask in asks:
+            for ask in made:
                 dispatcher.abandon(ask)
         waited = time.perf_counter() - chosen
         account.scorer_s += waited
@@ -244,6 +243,10 @@ def _hunt(
         if late or dead or time.monotonic() > deadline:
             account.partial = account.partial or any(hunt.rounds.share for hunt in hunts)
             break
+
+
+def _pairs(hunt: Hunt, places: Ints) -> list[tuple[str, str]]:
+    return [(hunt.text, hunt.points[pk].text or "") for pk in hunt.rounds.pool.where(places)[2].tolist()]
 
 
 def _choose(collection: Collection, hunt: Hunt) -> Ints:
@@ -283,6 +286,13 @@ def _answer(collection: Collection, query: Query, hunt: Hunt) -> list[Json]:
         selected({"id": p.id, "score": float(s), "base_score": float(b)}, p, query.selection, vectors)
         for p, s, b in zip(points, scored[order], base, strict=True)
     ]
+
+
+def _log(collection: Collection, dispatcher: Dispatcher, hunt: Hunt) -> None:
+    places, scored = hunt.rounds.scored
+    if len(places):
+        pks = hunt.rounds.pool.where(places)[2].tolist()
+        collection.note_scored(Scored(hunt.text, dispatcher.name, dispatcher.version, pks, scored.tolist()))
 
 
 def _base_scores(collection: Collection, query: Query, hunt: Hunt, places: Ints) -> Any:

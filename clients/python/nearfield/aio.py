@@ -367,6 +367,18 @@ class AsyncCollection:
         """Delete a reranker with everything that was scored for it."""
         return await self.run(operations.drop_reranker(self.name, name))
 
+    async def pairs(self, *, reranker: str | None = None, page: int = 1000) -> AsyncIterator[dict[str, Any]]:
+        """Iterate over scored pairs (``query``, ``id``, ``text``, ``score``, ``scorer``, ``version``), to train a
+        smaller model on: those of queries, or with ``reranker`` those of its anchor queries with every point."""
+        cursor = None
+        while True:
+            reply = await self.run(operations.scored_pairs(self.name, reranker=reranker, limit=page, cursor=cursor))
+            for pair in reply["pairs"]:
+                yield pair
+            cursor = reply["next_cursor"]
+            if cursor is None:
+                return
+
     async def quality(self) -> dict[str, Any]:
         """Return measured recall and other properties of the collection."""
         return await self.run(operations.quality(self.name))

@@ -351,6 +351,17 @@ class Collection:
         """Delete a reranker with everything that was scored for it."""
         return self.run(operations.drop_reranker(self.name, name))
 
+    def pairs(self, *, reranker: str | None = None, page: int = 1000) -> Iterator[dict[str, Any]]:
+        """Iterate over scored pairs (``query``, ``id``, ``text``, ``score``, ``scorer``, ``version``), to train a
+        smaller model on: those of queries, or with ``reranker`` those of its anchor queries with every point."""
+        cursor = None
+        while True:
+            reply = self.run(operations.scored_pairs(self.name, reranker=reranker, limit=page, cursor=cursor))
+            yield from reply["pairs"]
+            cursor = reply["next_cursor"]
+            if cursor is None:
+                return
+
     def quality(self) -> dict[str, Any]:
         """Return measured recall and other properties of the collection."""
         return self.run(operations.quality(self.name))

@@ -256,8 +256,8 @@ def put_reranker(
     return Operation("put_reranker", parse, name, body, part=reranker)
 
 
-def scored_pairs(name: str, *, limit: int, cursor: str | None = None) -> Operation[Reply]:
-    return Operation("scored_pairs", dict, name, _body(limit=limit, cursor=cursor))
+def scored_pairs(name: str, *, reranker: str | None = None, limit: int, cursor: str | None = None) -> Operation[Reply]:
+    return Operation("scored_pairs", dict, name, _body(reranker=reranker, limit=limit, cursor=cursor))
 
 
 def list_jobs() -> Operation[list[Job]]:

@@ -29,7 +29,8 @@ WHOLE = 10_000
 _NEAR = 5_000
 _POPULAR = 1_000
 _PROBED = 500
-_LISTS_AT_ONCE = 16
+_PATIENCE = 4
+"""A probe gives up after so many times the clusters that should have been enough: the pool holds the others."""
 
 
 @dataclass
@@ -120,7 +121,8 @@ class Shortlist:
                     blocks.append(self._block(source, rows))
         if latent is not None and self._latents is not None and self._latents.lists is not None:
             lists = self._latents.lists
-            rows = _ranges(lists, np.argsort(-(lists.centroids @ latent), kind="stable")[:_LISTS_AT_ONCE])
+            order = np.argsort(-(lists.centroids @ latent), kind="stable")
+            rows = _ranges(lists, order[: _step(lists, 2 * _PROBED)])
             blocks += self._by_key(self._latents.pks[rows], _PROBED)
         return self._kept(blocks)
 
@@ -187,17 +189,23 @@ def _in_lists(lists: Lists, towards: Floats, quota: int, fresh: _Source | None, 
     order = np.argsort(-(lists.centroids @ towards), kind="stable")
     found: list[Rows] = []
     total = 0
-    for start in range(0, len(order), _LISTS_AT_ONCE):
-        rows = _ranges(lists, order[start : start + _LISTS_AT_ONCE])
+    step = _step(lists, quota)
+    for start in range(0, len(order), step):
+        rows = _ranges(lists, order[start : start + step])
         if fresh is not None:
             rows = fresh.fresh(rows)
         elif within is not None:
             rows = rows[within.test(rows)]
         found.append(rows)
         total += len(rows)
-        if total >= quota or (fresh is not None and start >= 4 * _LISTS_AT_ONCE):
+        if total >= quota or (fresh is not None and start >= _PATIENCE * step):
             break
     return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _step(lists: Lists, quota: int) -> int:
+    """How many clusters hold about ``quota`` rows."""
+    return max(1, -(-quota * (len(lists.offsets) - 1) // max(1, int(lists.offsets[-1]))))
 
 
 def _ranges(lists: Lists, chosen: Rows) -> Rows:

@@ -7,6 +7,7 @@ allowance of whoever waits for it, repetitions too: a scorer never sees more pai
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -21,7 +22,10 @@ from nearfield_index.ranking.scorer import Pair, Scorer, digest, limits_of
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
+_log = logging.getLogger(__name__)
+
 _IDLE_S = 10.0
+_QUIET_S = 10.0
 _SMOOTHING = 0.2
 
 
@@ -92,6 +96,7 @@ class Dispatcher:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = threading.Event()
+        self._quiet_until = 0.0
 
     @property
     def version(self) -> str:
@@ -124,25 +129,28 @@ class Dispatcher:
 
         Raises :class:`Busy` when too many pairs wait already.
         """
-        ask = Ask(len(pairs), allowance)
+        return self.ask_all([(pairs, allowance)], background=background)[0]
+
+    def ask_all(self, wanted: Sequence[tuple[Sequence[Pair], int]], *, background: bool = False) -> list[Ask]:
+        """Start scoring for several callers at once, each with its pairs and its allowance: they share batches."""
         version = self.version
-        queried: dict[str, bytes] = {}
-        for query, _ in pairs:
-            if query not in queried:
-                queried[query] = digest(version, query)
-        keys = [queried[query] + digest(text) for query, text in pairs]
+        queried = {query: digest(version, query) for query in dict.fromkeys(q for pairs, _ in wanted for q, _ in pairs)}
+        keyed = [[queried[query] + digest(text) for query, text in pairs] for pairs, _ in wanted]
+        count = sum(map(len, keyed))
+        asks = [Ask(len(pairs), allowance) for pairs, allowance in wanted]
         with self._changed:
             if self._closed.is_set():
                 raise ScorerFailed(f"the scorer {self.name} was closed")
-            if not background and len(self._queues[0]) + len(pairs) > max(self.limits.max_waiting, len(pairs)):
+            if not background and len(self._queues[0]) + count > max(self.limits.max_waiting, count):
                 raise Busy(f"too many pairs wait for the scorer {self.name}", retry_after=1.0)
-            for place, (key, pair) in enumerate(zip(keys, pairs, strict=True)):
-                self._add(ask, place, key, pair, queried[pair[0]], background)
-            if ask._open:
+            for ask, keys, (pairs, _) in zip(asks, keyed, wanted, strict=True):
+                for place, (key, pair) in enumerate(zip(keys, pairs, strict=True)):
+                    self._add(ask, place, key, pair, queried[pair[0]], background)
+                if not ask._open:
+                    ask._done.set()
+            if any(self._queues):
                 self._wake()
-            else:
-                ask._done.set()
-        return ask
+        return asks
 
     def _add(self, ask: Ask, place: int, key: bytes, pair: Pair, queried: bytes, background: bool) -> None:
         known = self._cache.get(key)
@@ -276,13 +284,26 @@ class Dispatcher:
         except Exception as failure:
             reason = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
             self._count(len(batch), start, failed=True)
+            self._complain(reason)
             return nothing, reason, getattr(failure, "sent", True), getattr(failure, "retryable", True)
         if values.shape != (len(batch),):
             self._count(len(batch), start, failed=True)
-            return nothing, f"it answered {values.size} scores for {len(batch)} pairs", True, True
+            reason = f"it answered {values.size} scores for {len(batch)} pairs"
+            self._complain(reason)
+            return nothing, reason, True, True
         finite = np.isfinite(values)
         self._count(len(batch), start, failed=not finite.all())
-        return np.where(finite, values, np.nan), None if finite.all() else "it answered NaN or infinity", True, True
+        if finite.all():
+            return values, None, True, True
+        self._complain("it answered NaN or infinity")
+        return np.where(finite, values, np.nan), "it answered NaN or infinity", True, True
+
+    def _complain(self, reason: str) -> None:
+        """Log why a call failed, now and then: replies name no reason, it may hold what a stranger sent."""
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_S
+            _log.warning("a call of scorer %s failed (%d so far): %s", self.name, self.failures, reason)
 
     def _count(self, pairs: int, start: float, *, failed: bool) -> None:
         speed = pairs / max(1e-6, time.perf_counter() - start)

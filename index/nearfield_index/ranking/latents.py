@@ -183,7 +183,9 @@ def _clustered(latents: Floats) -> tuple[Ints, Lists | None]:
     if count <= _CLUSTERED:  # small collections are looked at whole
         return np.arange(count), None
     lists = int(np.sqrt(count))
-    kmeans = faiss.Kmeans(latents.shape[1], lists, niter=8, seed=_SEED, max_points_per_centroid=64)
+    kmeans = faiss.Kmeans(
+        latents.shape[1], lists, niter=8, seed=_SEED, min_points_per_centroid=1, max_points_per_centroid=64
+    )
     kmeans.train(latents)
     centroids = np.asarray(kmeans.centroids, dtype=np.float32).reshape(lists, -1)
     assigned = kmeans.index.search(latents, 1)[1][:, 0]

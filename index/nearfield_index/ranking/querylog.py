@@ -48,7 +48,7 @@ class QueryLog:
         with self._lock:
             texts = list(self._texts.get(field, []))
             held = self._vectors.get(field, [])
-            return texts, np.array(held, np.float32).reshape(len(texts), -1)
+            return texts, np.array(held, np.float32).reshape(len(texts), len(held[0]) if held else 0)
 
     def save(self, path: Path) -> None:
         """Keep the sample over a restart."""
