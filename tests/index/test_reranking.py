@@ -232,7 +232,7 @@ def test_large_collections_look_at_a_shortlist(tmp_path, monkeypatch):
                 assert all(each["candidates"] < 800 for each in told["per_round"])
                 among = [n for n in range(2_000) if not query % 2 or n % 2 == 0]
                 right += len(set(found) & set(scorer.best(query, 10, among)))
-            assert right / (10 * len(TESTS)) > (0.8 if rerank == {"reranker": "r"} else 0.4)
+            assert right / (10 * len(TESTS)) > (0.7 if rerank == {"reranker": "r"} else 0.4)
 
 
 @pytest.mark.parametrize(

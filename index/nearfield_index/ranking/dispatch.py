@@ -104,12 +104,16 @@ class Dispatcher:
         return str(self.scorer.version)
 
     def close(self) -> None:
-        """Settle everything as failed and start no more calls; those that run are left to end."""
+        """Settle everything as failed, start no more calls and close the scorer where it can be closed; a call that
+        runs is left to end."""
         with self._changed:
             self._closed.set()
             for ticket in list(self._tickets.values()):
                 self._finish(ticket, None, "the scorer was closed")
             self._changed.notify_all()
+        close = getattr(self.scorer, "close", None)
+        if callable(close):
+            close()
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

@@ -65,6 +65,10 @@ class HttpScorer:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ScorerError(f"the reply is not of the shape of {self.kind}") from error
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
     def _request(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         if self.kind == "pairs":
             return {"inputs": [[query, text] for query, text in pairs], **self._body}
