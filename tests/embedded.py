@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from nearfield_index.engine import Engine
-from nearfield_index.execution.cost import Calibration, Curve, Setting
+from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
 from nearfield_index.quality import calibration
 
 JOB_SECONDS = 90
@@ -61,7 +61,9 @@ def trust_graphs(data: Path, effort: int = 64) -> int:
         kinds = {name: field["kind"] for name, field in orjson.loads(path.read_bytes())["fields"].items()}
         flat = orjson.loads(path.read_bytes())["state"] == "flat"
         curves = (Curve(0.0, 10_000, "all", (Setting(effort, 1.0, 0.01),)),)
-        always = Calibration("queries", 200, scan_us=1e6, gather_us=1e6, product_us=1e6, curves=curves)
+        reaches = (Reach(effort, 0.01, tuple(1.0 for depth in DEPTHS if depth <= effort)),)
+        dear = Prices(call_us=1e6, scan_us=1e6, gather_us=1e6, copy_us=1e6, product_us=1e6)
+        always = Calibration("queries", 200, dear, reaches=reaches, curves=curves)
         measured = {name: always for name, kind in kinds.items() if kind != "exact" and not flat}
         if measured:
             calibration.save(path.with_name("calibration.json"), measured)

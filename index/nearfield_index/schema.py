@@ -61,7 +61,7 @@ class IndexSpec:
 
     kind: IndexKind = IndexKind.AUTO
     m: int = 16
-    ef_construction: int = 100
+    ef_construction: int = 200
     recall: float = 0.95
 
     def to_wire(self) -> dict[str, object]:

@@ -54,6 +54,8 @@ class Backend(Protocol):
     kind: ClassVar[str]
     efforts: ClassVar[tuple[int, ...]]
     """Settings to calibrate, cheap to expensive; empty when every answer is exact."""
+    is_graph: ClassVar[bool]
+    """Whether it walks the same way whatever the filter, which then is better put to what the walk has found."""
 
     @classmethod
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.cost import Calibration, Setting
+from nearfield_index.filters.compiled import Compiled
+from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart
 
 # A random set is at 1/64 here, one that follows the clusters near 1.
 _TOGETHER = 0.15
 
+# So few rows are scanned whatever it costs.
+_FEW = 64
 
-@dataclass(frozen=True)
-class Plan:
-    """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf`` or ``none`` (no row passes); costs in us a query."""
+
+class Plan(NamedTuple):
+    """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf`` or ``none`` (no row passes); costs in us a query.
+
+    ``rows`` says how many rows were taken to pass; ``scan_us`` what an exact answer was taken to cost.
+    """
 
     kind: str
     effort: int
     recall: float
-    rows: int
+    rows: Estimate
     selectivity: float
     estimated_us: float | None
+    scan_us: float | None
     reason: str
 
 
@@ -43,47 +52,82 @@ def is_clustered(rows: Bitmap) -> bool:
 def plan_part(
     field: FieldPart,
     calibration: Calibration | None,
-    passing: Bitmap | None,
+    passing: Compiled | None,
     *,
     k: int,
     target: float,
     queries: int = 1,
 ) -> Plan:
     """Choose for ``k`` neighbours among ``passing`` (matrix rows; None: all). ``target`` 1 means exact, and
-    ``queries`` how many share the answer."""
-    total = len(field)
-    rows = total if passing is None else passing.count
-    selectivity = rows / total if total else 0.0
-    if rows == 0:
-        return Plan("none", 0, 1.0, 0, selectivity, 0.0, "no row passes")
+    ``queries`` how many share the answer.
 
-    def exact(reason: str) -> Plan:
-        us = None
-        if calibration is not None:
-            us = calibration.exact_us(rows, whole=passing is None, queries=queries)
-        return Plan("exact", 0, 1.0, rows, selectivity, us, reason)
+    Goes by how many rows pass, told from posting lengths where that is exact and counted where it is not, so that
+    equal predicates get equal plans however they are spelled.
+    """
+    if passing is None:
+        rows = exactly(len(field))
+    elif passing.estimate.high <= _FEW or target >= 1.0:
+        rows = exactly(passing.bitmap.count)  # it is made for the scan anyway
+    else:
+        rows = passing.counted()
+    return _cheapest(field, calibration, passing, rows, k=k, target=target, queries=queries)
 
-    if target >= 1.0:
-        return exact("asked for")
+
+def _cheapest(
+    field: FieldPart,
+    calibration: Calibration | None,
+    passing: Compiled | None,
+    rows: Estimate,
+    *,
+    k: int,
+    target: float,
+    queries: int,
+) -> Plan:
+    selectivity = rows.likely / len(field) if len(field) else 0.0
+    if rows.high == 0:
+        return Plan("none", 0, 1.0, rows, selectivity, 0.0, 0.0, "no row passes")
+    scan_us = None
+    if calibration is not None:
+        scan_us = calibration.exact_us(rows.likely, contiguous=passing is None, queries=queries)
+    setting, why = None, "asked for"
+    if target < 1.0:
+        setting, why = _setting(field, calibration, passing, selectivity, scan_us, k=k, target=target)
+    if setting is None or field.backend is None:
+        return Plan("exact", 0, 1.0, rows, selectivity, scan_us, scan_us, why)
+    return Plan(field.backend.kind, setting.effort, setting.recall, rows, selectivity, setting.us, scan_us, why)
+
+
+def _setting(
+    field: FieldPart,
+    calibration: Calibration | None,
+    passing: Compiled | None,
+    selectivity: float,
+    scan_us: float | None,
+    *,
+    k: int,
+    target: float,
+) -> tuple[Setting | None, str]:
+    """How the index would answer; None where an exact scan is better. And why."""
     if field.backend is None:
-        return exact("no graph here")
-    if calibration is None:
-        return exact("not calibrated yet")
-    scan = exact("fewer rows than the index would visit")
-    if scan.estimated_us is not None and scan.estimated_us <= calibration.least_us:
-        return scan
-    clustered = passing is not None and is_clustered(passing)
-    setting = calibration.setting(selectivity=selectivity, k=k, target=target, clustered=clustered)
+        return None, "no graph here"
+    if calibration is None or scan_us is None:
+        return None, "not calibrated yet"
+    if scan_us <= calibration.least_us:
+        return None, "fewer rows than the index would visit"
+    if field.backend.is_graph:
+        setting = calibration.at_depth(_depth(k, selectivity), target)
+    else:
+        clustered = passing is not None and is_clustered(passing.bitmap)
+        setting = calibration.setting(selectivity=selectivity, k=k, target=target, clustered=clustered)
     if setting is None:
-        return exact("the index was not seen to reach the target here")
-    if scan.estimated_us is not None and scan.estimated_us <= setting.us:
-        return scan
-    return Plan(
-        field.backend.kind,
-        setting.effort,
-        setting.recall,
-        rows,
-        selectivity,
-        setting.us,
-        "cheapest at this recall",
-    )
+        return None, "the index was not seen to reach the target here"
+    if scan_us <= setting.us:
+        return None, "cheaper than the index at this recall"
+    return setting, "cheapest at this recall"
+
+
+def _depth(k: int, selectivity: float) -> float:
+    """How far down the ranking of all rows the k-th that passes lies, with half a deviation to spare."""
+    if selectivity <= 0.0:
+        return np.inf
+    return k / selectivity + 0.5 * sqrt(k * (1 - min(1.0, selectivity))) / selectivity

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -34,8 +33,7 @@ _KEYS = frozenset(
 _EXTRAS = frozenset({"vectors", "text"})
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """What of a stored point goes into a reply: ``attributes`` is all (True), none (False) or some names."""
 
     attributes: bool | tuple[str, ...]
@@ -48,8 +46,7 @@ class Selection:
         return self.attributes is not False or self.vectors or self.text
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """``vectors`` ``(n, dim)`` raw, or ``ids`` whose stored vectors are searched with; one filter or one each."""
 
     field: str
@@ -67,7 +64,7 @@ class Query:
     rerank: Rerank | None = None
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of queries."""
         if self.vectors is not None:
             return len(self.vectors)

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from nearfield_index.execution.run import Report, Search, run
+from nearfield_index.execution.batch import Report, Search
+from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FindKeys
@@ -175,9 +176,9 @@ class RecallMonitor:
 
     def interval(self, report: Report) -> list[float] | None:
         """The measured 95 % interval of a single query's bucket, once there are samples enough to show."""
-        plan = report.plan_of(0)
-        if plan is None:
+        if not report.groups:
             return None
+        plan = report.groups[0][1]
         if plan.kind in ("exact", "none"):
             return [1.0, 1.0]
         with self._lock:
