@@ -149,3 +149,13 @@ class Synthetic:
         rows = np.arange(self.scores.shape[1]) if among is None else np.array(among)
         values = self.scores[query][rows]
         return rows[np.argsort(-values, kind="stable")[:k]].tolist()
+
+
+def nearness(query: str, text: str) -> float:
+    """``near 7`` likes ``price 7`` best, then 6 and 8: for tests that only need any scorer."""
+    return -abs(int(query.split()[1]) - int(text.split()[1]) - 0.1)
+
+
+def near_each(query: str, texts: Sequence[str]) -> list[float]:
+    """The same as embedded users write it."""
+    return [nearness(query, text) for text in texts]

@@ -129,8 +129,7 @@ class Anchoring:
             here = part.part.fields.get(self.field)
             if here is None or not len(here):
                 continue
-            passing = part.live
-            within = None if passing is None else here.translate(passing)
+            within = None if part.alive is None else here.translate(part.alive).bitmap
             rows = np.arange(len(here)) if within is None else within.rows()
             pks = part.part.pks[here.part_rows(rows)]
             keep = np.isin(pks, scored)

@@ -16,8 +16,9 @@ import numpy as np
 from nearfield_index.backends.space import queried, scores
 from nearfield_index.collection import Collection
 from nearfield_index.errors import ScorerFailed
+from nearfield_index.execution.batch import Report, Search
 from nearfield_index.execution.query import Query
-from nearfield_index.execution.run import Report, Search, run
+from nearfield_index.execution.run import run
 from nearfield_index.execution.shortlist import Shortlist
 from nearfield_index.filters.expr import Expr
 from nearfield_index.ranking.dispatch import Ask, Dispatcher

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nearfield.client import Client, Collection
@@ -43,6 +42,8 @@ from nearfield.filters import Expression, F, ids
 from nearfield.results import FacetValue, Hit, Hits, Job, ManyHits, Point, ScanPage, UpsertResult
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nearfield import aio
     from nearfield.aio import AsyncClient, AsyncCollection
 

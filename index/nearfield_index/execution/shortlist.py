@@ -83,7 +83,7 @@ class Shortlist:
             if here is None or not len(here):
                 continue
             passing = part.passing(expr, find_keys)
-            within = None if passing is None else here.translate(passing)
+            within = None if passing is None else here.translate(passing).bitmap
             if within is None or within.count:
                 self._sources.append(_Source(number, part, here, within))
         self.count = sum(source.passing for source in self._sources)
