@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ class Endpoint:
         self._lock = threading.Lock()
         self.calls = 0
         self.pairs = 0
+        self.delay_s = 0.0
+        """What a call takes at least: a real model's time."""
         self.url = ""
 
     def answer(self, body: dict[str, Any]) -> Any:
@@ -85,6 +88,7 @@ class Endpoint:
         with self._lock:
             self.calls += 1
             self.pairs += len(pairs)
+        time.sleep(self.delay_s)
         queries = np.array([_number(query) for query, _ in pairs])
         items = np.array([_number(text) for _, text in pairs])
         values = np.empty(len(pairs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 Keys = np.ndarray[Any, np.dtype[np.int64]]
 
 _LOOK_S = 0.1
+_STILL_S = 60.0
 _BLOCK_S = 10.0
 _FEWEST = 8
 _READ = 2_048
@@ -61,7 +63,7 @@ class Anchoring:
         while start < len(missing):
             job.report(0.9 * start / len(missing), f"scoring: {start} of {len(missing)} points")
             count = self._block_size()
-            points = [p for p in self.store.fetch(missing[start : start + count].tolist()) if p.text]
+            points = [p for p in self.live.readable(missing[start : start + count]) if p.text]
             start += count
             scored, bad, reason = self._block(job, points)
             failed += bad
@@ -102,7 +104,7 @@ class Anchoring:
                 pairs, allowance=len(pairs) * (1 + self.dispatcher.limits.retries), background=True
             )
             self._wait(job, ask)
-            reason = ask.error
+            reason = ask.error or "it does not answer"
             table = ask.scores.reshape(len(texts), len(asked)).astype(np.float32)
             whole = np.logical_and.reduce(np.isfinite(table), axis=0).tolist()
             rows += [(p.pk, p.vkey, digest(p.text or ""), table[:, n]) for n, p in enumerate(asked) if whole[n]]
@@ -110,10 +112,17 @@ class Anchoring:
         return len(rows), len(points) - len(rows), reason
 
     def _wait(self, job: Job, ask: Ask) -> None:
-        """Wait for a block; somebody who cancels the job does not wait with it."""
+        """Wait for a block as long as it moves; somebody who cancels the job does not wait with it."""
+        limits = self.dispatcher.limits
+        patience = max(_STILL_S, 3 * limits.timeout_s * (1 + limits.retries))
+        still, left = time.monotonic(), ask.open
         try:
             while not ask.wait(_LOOK_S):
                 job.report(job.progress)
+                if ask.open < left:
+                    still, left = time.monotonic(), ask.open
+                elif time.monotonic() > still + patience:
+                    self.dispatcher.abandon(ask)
         except BaseException:
             self.dispatcher.abandon(ask)
             raise

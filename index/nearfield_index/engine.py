@@ -116,6 +116,7 @@ class Engine:
                 }
                 for c in self._catalog.list()
             ],
+            "scorers": self._catalog.scorers.to_wire(),
             "jobs": {state: sum(j.state == state for j in jobs) for state in ("running", "queued")},
         }
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nearfield_index.backends.space import queried, scores
+from nearfield_index.blas import one_thread
 from nearfield_index.collection import Collection
 from nearfield_index.errors import ScorerFailed
 from nearfield_index.execution.batch import Report, Search
@@ -61,6 +62,7 @@ class Account:
     rounds: int = 0
     scorer_s: float = 0.0
     partial: bool = False
+    scored: int = 0
     error: str | None = None
     per_round: list[Json] = field(default_factory=list)
 
@@ -82,7 +84,8 @@ def rerank_query(collection: Collection, query: Query, rerank: Rerank) -> Json:
     with dispatcher.at_work():
         for first in range(0, len(vectors), _TOGETHER):
             group = range(first, min(len(vectors), first + _TOGETHER))
-            hunts = [_begin(collection, query, rerank, vectors, n, view, find_keys, latents, report) for n in group]
+            with one_thread():
+                hunts = [_begin(collection, query, rerank, vectors, n, view, find_keys, latents, report) for n in group]
             _hunt(collection, dispatcher, hunts, account, deadline)
             results += [_answer(collection, query, hunt) for hunt in hunts]
             for hunt in hunts:
@@ -91,7 +94,7 @@ def rerank_query(collection: Collection, query: Query, rerank: Rerank) -> Json:
                 if hunt.textless:
                     warnings.append(f"{hunt.textless} points without text were left out")
     if account.error is not None:
-        if not any(results):
+        if not account.scored:
             raise ScorerFailed(
                 f"the scorer {dispatcher.name} failed and nothing was scored", hint="the server's log has the reason"
             )
@@ -207,7 +210,8 @@ def _hunt(
     """Go through the rounds of some queries in step until their budgets, their items or the time are used up."""
     while True:
         start = time.perf_counter()
-        asked = [(hunt, places) for hunt in hunts if len(places := _choose(collection, hunt))]
+        with one_thread():
+            asked = [(hunt, places) for hunt in hunts if len(places := _choose(collection, hunt))]
         if not asked:
             break
         chosen = time.perf_counter()
@@ -226,6 +230,7 @@ def _hunt(
         for hunt, places, ask in asks:
             hunt.rounds.tell(places, ask.scores, ask.sent + ask.cached)
             account.calls += ask.sent
+            account.scored += int(np.isfinite(ask.scores).sum())
             account.cached += ask.cached
             account.error = ask.error if ask.gone else account.error
             account.partial = account.partial or late or bool(np.isnan(ask.scores).any())

@@ -47,6 +47,10 @@ class Limits(BaseModel):
     max_filter_values: Positive = 10_000
     max_attribute_bytes: Positive = 64 * 1024
     max_text_bytes: Positive = MEBIBYTE
+    max_rerank_calls: Positive = 10_000
+    """Queries x budget of one request."""
+    max_logged_pairs: Annotated[int, Field(ge=0)] = 1_000_000
+    """Scored pairs that a collection keeps for training; 0 keeps none."""
     max_scan_page: Positive = 10_000
 
     def for_engine(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -75,6 +76,8 @@ def test_every_shape(start, scorer, truth, kind):
     np.testing.assert_allclose(hits.scores, truth.scores[3][hits.ids])
     np.testing.assert_allclose([h.base_score for h in hits], truth.vectors[hits.ids] @ truth.queries[3], rtol=1e-4)
     assert scorer.total() == len(scorer.pairs) == hits.meta["rerank"]["calls"] == ITEMS
+    text = httpx2.get(f"{col.client._transport.name}/metrics", trust_env=False).text
+    assert f'nearfield_scorer_pairs_total{{scorer="s"}} {ITEMS}.0' in text
     assert max(map(len, scorer.batches)) <= 64
     filtered = ask(col, truth, 4, where={"odd": 1}, budget=50, explain=True)
     assert all(n % 2 for n in filtered.ids)

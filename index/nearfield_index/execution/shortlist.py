@@ -47,13 +47,13 @@ class _Source:
     def passing(self) -> int:
         return len(self.here) if self.within is None else self.within.count
 
-    def fresh(self, rows: Rows) -> Rows:
-        """Those of the matrix rows that pass and are not in the pool; from now on they are."""
+    def fresh(self, rows: Rows, most: int | None = None) -> Rows:
+        """The first ``most`` of the matrix rows that pass and are not in the pool; from now on they are."""
         if self.within is not None:
             rows = rows[self.within.test(rows)]
         if self.taken is None:
             self.taken = np.zeros(len(self.here), np.bool_)
-        rows = rows[~self.taken[rows]]
+        rows = rows[~self.taken[rows]][:most]
         self.taken[rows] = True
         return rows
 
@@ -148,11 +148,14 @@ class Shortlist:
         return self._block(source, source.fresh(_matrix_rows(source.here, found.rows[0][mine])))
 
     def _by_key(self, pks: Keys, most: int) -> list[Block]:
-        """The first ``most`` of these row keys that pass and are not in the pool."""
+        """Of each part the first ``most`` of these row keys that pass and are not in the pool."""
         blocks = []
+        order = np.argsort(pks, kind="stable")
         for source in self._sources:
-            rows = _matrix_rows(source.here, source.part.part.rows_of(np.sort(pks[: 4 * most])))
-            blocks.append(self._block(source, source.fresh(rows)[:most]))
+            rows = _matrix_rows(source.here, source.part.part.rows_of(pks[order]))
+            keys = source.part.part.pks[source.here.part_rows(rows)]
+            rank = order[np.searchsorted(pks[order], keys)]
+            blocks.append(self._block(source, source.fresh(rows[np.argsort(rank)], most)))
         return blocks
 
     def _kept(self, blocks: Sequence[Block]) -> list[Block]:

@@ -61,6 +61,11 @@ class Ask:
         self._open: dict[bytes, _Ticket] = {}
         self._done = threading.Event()
 
+    @property
+    def open(self) -> int:
+        """Pairs that are not settled yet."""
+        return len(self._open)
+
     def wait(self, seconds: float) -> bool:
         """Wait until every pair is settled; returns whether it is."""
         return self._done.wait(max(0.0, seconds))

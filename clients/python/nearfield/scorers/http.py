@@ -85,6 +85,8 @@ class HttpScorer:
         rows, name = (reply, "score") if self.kind == "tei" else (reply["results"], "relevance_score")
         found: list[float | None] = [None] * count
         for row in rows:
+            if not 0 <= row["index"] < count:
+                raise ScorerError("it answered for a text that was not sent")
             found[row["index"]] = float(row[name])
         known = [value for value in found if value is not None]
         if len(rows) != count or len(known) != count:
