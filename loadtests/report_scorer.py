@@ -16,6 +16,9 @@ def recall(runs: Sequence[Run], directory: Path) -> list[str]:
     lines: list[str] = []
     for run in runs:
         cells = {(each["method"], each["budget"]): each for each in run.of("cell")}
+        if not cells:
+            lines += [f"### {run.header['dataset']}: cut short before anything was measured", ""]
+            continue
         methods = list(dict.fromkeys(method for method, _ in cells))
         budgets = sorted({budget for _, budget in cells})
         depths = sorted({int(k) for each in cells.values() for k in each["recalls"]})
