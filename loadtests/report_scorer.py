@@ -73,6 +73,7 @@ def _figure(run: Run, cells: dict[Any, Any], path: Path, budgets: Sequence[int],
             axes.plot(*zip(*points, strict=True), "o-", label=method, markersize=4)
         axes.set_xscale("log")
         axes.set_xticks(budgets, [str(budget) for budget in budgets])
+        axes.minorticks_off()
         axes.set_xlabel("scorer calls a query")
         axes.set_title(f"k = {k}")
         axes.grid(visible=True, alpha=0.3)
