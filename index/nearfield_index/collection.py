@@ -360,8 +360,9 @@ def _cut(found: Candidates, query: Query, find_keys: FindKeys) -> Candidates:
         for number, point_id in enumerate(query.ids):
             key = find_keys([point_id])
             own[number, : len(key)] = key
-        order = np.argsort(found.pks == own, axis=1, kind="stable")[:, :-1]
-        found = found.take(order)
+        mine = found.pks == own
+        order = np.argsort(mine, axis=1, kind="stable")[:, : query.k + query.offset]
+        found = found._replace(pks=np.where(mine, -1, found.pks)).take(order)
     if query.offset:
         kept = np.arange(query.offset, found.pks.shape[1])
         found = found.take(np.broadcast_to(kept, (len(found.pks), len(kept))))

@@ -17,15 +17,14 @@ from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.space import scores
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.cost import Calibration
-from nearfield_index.execution.exact import exact_rows
-from nearfield_index.execution.graph import Walked, refine
+from nearfield_index.execution.exact import SLACK, exact_rows, fetched, uncertain
+from nearfield_index.execution.graph import passes, poor, sift, walk, walk_again
 from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Doubles, best
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.expr import Expr
 from nearfield_index.segments.part import FieldPart, FindKeys, LivePart
 
-_SLACK = 4
 _GRID = 16  # efforts are rounded up to multiples, so that more groups share a walk
 _FOUND_VALUES = 4_000_000
 
@@ -132,24 +131,132 @@ def search_part(
         start = time.perf_counter()
         rows, scored, ran = _alone(part, here, planned[0], queries, search, calibration)
         report.ran.append(ran._replace(seconds=time.perf_counter() - start))
-        return plans, rows, scored
-    rows, scored = np.full((len(queries), search.k), -1, dtype=np.int64), np.full((len(queries), search.k), -np.inf)
+        return plans, here.part_rows(rows), scored
+    batch = _Batch(part, here, queries, search, report)
     walks: dict[int, list[_Planned]] = {}
     for each in planned:
-        if calibration is not None and here.backend is not None and here.backend.is_graph and each.plan.effort:
+        if each.plan.kind == "exact":
+            batch.scan(each)
+        elif calibration is not None and here.backend is not None and here.backend.is_graph and each.plan.effort:
             walks.setdefault(-(-each.plan.effort // _GRID) * _GRID, []).append(each)
-            continue
-        check_deadline(search.deadline)
-        start = time.perf_counter()
-        members = each.group.members
-        found, values, ran = _alone(part, here, each, queries[members], search, calibration)
-        found, values = best(part.part, found, values, search.k)
-        rows[members, : found.shape[1]], scored[members, : found.shape[1]] = found, values
-        report.ran.append(ran._replace(seconds=time.perf_counter() - start))
+        else:
+            batch.alone(each, calibration)
+    batch.settle(planned)
     for effort, together in walks.items():
         assert calibration is not None
-        _walk_together(part, here, together, effort, queries, search, calibration, rows, scored, report)
-    return plans, rows, scored
+        batch.walk(together, effort, calibration)
+    return plans, here.part_rows(batch.rows), batch.scored
+
+
+class _Batch:
+    """The answers of one part to groups of queries on their way: matrix rows and scores, ``(n, fetched(k))``."""
+
+    def __init__(self, part: LivePart, here: FieldPart, queries: Floats, search: Search, report: Report) -> None:
+        self._part = part
+        self._here = here
+        self._queries = queries
+        self._search = search
+        self._report = report
+        shape = (len(queries), fetched(search.k))
+        self.rows = np.full(shape, -1, dtype=np.int64)
+        self.scored = np.full(shape, -np.inf)
+        self._inner = np.full(shape, -np.inf, dtype=np.float32)
+
+    def scan(self, planned: _Planned) -> None:
+        """Fetch the best rows of a group in float32, and leave the rest to :meth:`settle`."""
+        check_deadline(self._search.deadline)
+        start = time.perf_counter()
+        (_, members), passing, plan = planned
+        within = None if passing is None else passing.bitmap
+        width = self.rows.shape[1]
+        if within is not None and within.count <= width:
+            self.rows[members, : within.count] = within.rows()
+        else:
+            asked = self._queries[members]
+            self._inner[members], self.rows[members] = self._here.scan(asked, width, within)
+        self._ran(plan, len(members), start, 1.0)
+
+    def settle(self, planned: Sequence[_Planned]) -> None:
+        """Score what was scanned in float64, all at once, and look again where float32 cannot tell."""
+        scanned = [each for each in planned if each.plan.kind == "exact"]
+        if not scanned:
+            return
+        k, here = self._search.k, self._here
+        members = np.concatenate([each.group.members for each in scanned])
+        asked = self._queries[members]
+        self.scored[members] = scores(asked, here.matrix, self.rows[members], here.metric, precise=True)
+        unsure = members[uncertain(here, asked, k, self._inner[members], self.scored[members])]
+        if len(unsure):
+            for (_, mine), passing, _ in scanned:
+                again = np.intersect1d(mine, unsure)
+                if len(again):
+                    within = None if passing is None else passing.bitmap
+                    self._put(again, *exact_rows(here, self._queries[again], k, within))
+
+    def alone(self, planned: _Planned, calibration: Calibration | None) -> None:
+        """Answer a group by its own plan."""
+        check_deadline(self._search.deadline)
+        start = time.perf_counter()
+        members = planned.group.members
+        rows, scored, ran = _alone(self._part, self._here, planned, self._queries[members], self._search, calibration)
+        self._put(members, rows, scored)
+        self._report.ran.append(ran._replace(seconds=time.perf_counter() - start))
+
+    def _put(self, members: Rows, rows: Rows, scored: Doubles) -> None:
+        rows, scored = best(self._part.part, rows, scored, self._search.k)
+        self.rows[members], self.scored[members] = -1, -np.inf
+        self.rows[members, : rows.shape[1]], self.scored[members, : rows.shape[1]] = rows, scored
+
+    def walk(self, together: Sequence[_Planned], effort: int, calibration: Calibration) -> None:
+        """Groups of one effort share the walk; their filters then choose from what it found."""
+        assert self._here.backend is not None
+        k = self._search.k
+        block = max(1, _FOUND_VALUES // effort)
+        waiting = list(together)
+        while waiting:
+            check_deadline(self._search.deadline)
+            start = time.perf_counter()
+            taken = [waiting.pop()]
+            size = len(taken[0].group.members)
+            while waiting and size + len(waiting[-1].group.members) <= block:
+                taken.append(waiting.pop())
+                size += len(taken[-1].group.members)
+            members = np.concatenate([each.group.members for each in taken])
+            asked = self._queries[members]
+            inner, found = self._here.backend.search(asked, effort, effort=effort, within=None)
+            ends = np.cumsum([len(each.group.members) for each in taken]).tolist()
+            bounds = list(zip([0, *ends], ends, strict=False))
+            passed = np.concatenate(
+                [passes(found[a:b], each.passing) for each, (a, b) in zip(taken, bounds, strict=True)]
+            )
+            walked = sift(self._here, asked, inner, found, passed, k, calibration.found(effort))
+            filtered = np.repeat([each.passing is not None for each in taken], np.diff([0, *ends]))
+            lacking = poor(walked, filtered, k, self._search.recall)
+            again = np.searchsorted(lacking, [0, *ends]).tolist()
+            share = (time.perf_counter() - start) / size
+            for number, (each, (a, b)) in enumerate(zip(taken, bounds, strict=True)):
+                start = time.perf_counter() - share * (b - a)
+                before = walked.again, walked.exact
+                if again[number] < again[number + 1]:
+                    walk_again(
+                        self._here,
+                        calibration,
+                        each.passing,
+                        asked,
+                        lacking[again[number] : again[number + 1]],
+                        walked,
+                        k=k,
+                        target=self._search.recall,
+                        effort=effort,
+                        width=effort,
+                    )
+                recall = float(walked.recall[a:b].mean())
+                self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
+            self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
+
+    def _ran(self, plan: Plan, queries: int, start: float, recall: float, again: int = 0, exact: int = 0) -> None:
+        seconds = time.perf_counter() - start
+        self._report.ran.append(Ran(self._part.part.name, plan, queries, seconds, recall, again, exact))
 
 
 def _plan(
@@ -177,79 +284,19 @@ def _alone(
     search: Search,
     calibration: Calibration | None,
 ) -> tuple[Rows, Doubles, Ran]:
-    """One group by its own plan: rows of the part with their scores."""
+    """One group by its own plan: matrix rows with their scores."""
     _, passing, plan = planned
     ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall)
     if plan.kind == "none":
         return np.full((len(queries), 0), -1, dtype=np.int64), np.empty((len(queries), 0)), ran
     if plan.kind == "exact" or here.backend is None or calibration is None:
-        rows, scored = exact_rows(here, queries, search.k, None if passing is None else passing.bitmap)
-        return here.part_rows(rows), scored, ran
+        return *exact_rows(here, queries, search.k, None if passing is None else passing.bitmap), ran
     if not here.backend.is_graph:
         rows, scored, short = _through_lists(here, passing, plan, queries, search.k)
-        return here.part_rows(rows), scored, ran._replace(exact=short)
-    width = search.k if passing is None else plan.effort
-    found, rows = here.backend.search(queries, width, effort=plan.effort, within=None)
-    walked = refine(
-        here, calibration, passing, queries, found, rows, k=search.k, target=search.recall, effort=plan.effort
-    )
-    return here.part_rows(walked.rows), walked.scored, _told(ran, walked)
-
-
-def _walk_together(
-    part: LivePart,
-    here: FieldPart,
-    together: Sequence[_Planned],
-    effort: int,
-    queries: Floats,
-    search: Search,
-    calibration: Calibration,
-    rows: Rows,
-    scored: Doubles,
-    report: Report,
-) -> None:
-    """Groups of one effort share the walk; their filters then choose from what it found."""
-    assert here.backend is not None
-    block = max(1, _FOUND_VALUES // effort)
-    waiting = list(together)
-    while waiting:
-        check_deadline(search.deadline)
-        start = time.perf_counter()
-        taken, size = [waiting.pop()], 0
-        size = len(taken[0].group.members)
-        while waiting and size + len(waiting[-1].group.members) <= block:
-            taken.append(waiting.pop())
-            size += len(taken[-1].group.members)
-        members = np.concatenate([each.group.members for each in taken])
-        asked = queries[members]
-        inner, found = here.backend.search(asked, max(effort, search.k), effort=effort, within=None)
-        share = (time.perf_counter() - start) / size
-        first = 0
-        for each in taken:
-            start = time.perf_counter()
-            last = first + len(each.group.members)
-            mine = slice(first, last)
-            walked = refine(
-                here,
-                calibration,
-                each.passing,
-                asked[mine],
-                inner[mine],
-                found[mine],
-                k=search.k,
-                target=search.recall,
-                effort=effort,
-            )
-            rows[each.group.members] = here.part_rows(walked.rows)
-            scored[each.group.members] = walked.scored
-            ran = Ran(part.part.name, each.plan, last - first, 0.0, each.plan.recall)
-            seconds = time.perf_counter() - start + share * (last - first)
-            report.ran.append(_told(ran, walked)._replace(seconds=seconds))
-            first = last
-
-
-def _told(ran: Ran, walked: Walked) -> Ran:
-    return ran._replace(recall=float(walked.recall.mean()), again=walked.again, exact=walked.exact)
+        return rows, scored, ran._replace(exact=short)
+    walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
+    told = ran._replace(recall=float(walked.recall.mean()), again=walked.again, exact=walked.exact)
+    return walked.rows, walked.scored, told
 
 
 def _through_lists(
@@ -258,7 +305,7 @@ def _through_lists(
     """Inverted lists look at passing rows only; a query that finds too few of them is answered exactly."""
     assert here.backend is not None
     within = None if passing is None else passing.bitmap
-    _, rows = here.backend.search(queries, k + _SLACK, effort=plan.effort, within=within)
+    _, rows = here.backend.search(queries, k + SLACK, effort=plan.effort, within=within)
     scored = scores(queries, here.matrix, rows, here.metric, precise=False)
     enough = min(k, len(here) if within is None else within.count)
     short = np.flatnonzero(rows[:, enough - 1] < 0)  # rows come best first and padded with -1 last

@@ -98,14 +98,25 @@ class Calibration:
             ) / queries + rows * prices.product_us
         return rows * (prices.scan_us if contiguous else prices.gather_us)
 
-    def at_depth(self, depth: float, target: float) -> Setting | None:
-        """The cheapest graph setting that reaches the target at this depth; None when none was seen to."""
+    def at_depth(self, depth: float, target: float, *, least: int = 0) -> Setting | None:
+        """The cheapest graph setting that reaches the target at this depth; None when none was seen to.
+
+        ``least`` is an effort that must not be gone below.
+        """
         rounded = float(f"{depth:.2g}")
-        key = ("depth", rounded, target)
+        key = ("depth", rounded, target, least)
         if key not in self._known:
-            self._remember(key, self._find_depth(max(rounded, DEPTHS[0]), self._aim(target)))
-        found: Setting | None = self._known[key]
-        return found
+            found = self._find_depth(max(rounded, DEPTHS[0]), self._aim(target))
+            self._remember(key, found if found is None or found.effort >= least else self._at_effort(least, found))
+        known: Setting | None = self._known[key]
+        return known
+
+    def _at_effort(self, effort: int, reached: Setting) -> Setting | None:
+        """A setting of more effort than one that reaches already; None past what was measured."""
+        if not self.reaches or effort > self.reaches[-1].effort:
+            return None
+        us = float(np.interp(effort, [r.effort for r in self.reaches], [r.us for r in self.reaches]))
+        return Setting(effort, reached.recall, us)
 
     def _find_depth(self, depth: float, target: float) -> Setting | None:
         before: Setting | None = None

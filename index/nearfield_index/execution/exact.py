@@ -12,7 +12,7 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart
 
-_SLACK = 4
+SLACK = 4
 _LARGEST_FETCH = 4_096
 _DOUBLES = 8 * 1024 * 1024  # values of a block
 _DIRECT = 32 * 1024  # values of so few rows are worth no detour
@@ -28,11 +28,11 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
     available = len(here) if within is None else within.count
     if within is not None and 0 < available * here.matrix.shape[1] <= _DIRECT:
         return _direct(here, queries, k, within.rows())
-    fetch = min(available, k + max(_SLACK, k // 4))
+    fetch = min(available, fetched(k))
     found, rows = here.scan(queries, fetch, within)
     scored = scores(queries, here.matrix, rows, here.metric, precise=True)
     while fetch < available:
-        open_ = _uncertain(here, queries, k, found, scored)
+        open_ = uncertain(here, queries, k, found, scored)
         if not len(open_):
             break
         if fetch >= _LARGEST_FETCH:
@@ -48,6 +48,11 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
     return rows, scored
 
 
+def fetched(k: int) -> int:
+    """How many rows a float32 scan fetches so that the best k are mostly certain."""
+    return k + max(SLACK, k // 4)
+
+
 def _direct(here: FieldPart, queries: Floats, k: int, rows: Rows) -> tuple[Rows, Any]:
     """Every row in float64, and of those the best with all their ties."""
     vectors = original(here.matrix.take(rows, axis=0), here.metric).astype(np.float64)
@@ -57,17 +62,20 @@ def _direct(here: FieldPart, queries: Floats, k: int, rows: Rows) -> tuple[Rows,
     else:
         scored = asked @ vectors.T
     if len(rows) <= 2 * k:
-        return np.broadcast_to(rows, scored.shape), scored
+        return rows[np.newaxis].repeat(len(scored), axis=0), scored
     worst = np.partition(scored, len(rows) - k, axis=1)[:, len(rows) - k]
     wide = int((scored >= worst[:, None]).sum(axis=1).max())
     if wide == len(rows):
-        return np.broadcast_to(rows, scored.shape), scored
+        return rows[np.newaxis].repeat(len(scored), axis=0), scored
     chosen = np.argpartition(scored, len(rows) - wide, axis=1)[:, len(rows) - wide :]
     return rows[chosen], np.take_along_axis(scored, chosen, 1)
 
 
-def _uncertain(here: FieldPart, queries: Floats, k: int, found: Floats, scored: Any) -> Rows:
-    """Queries for which a row outside of those fetched might still be among the best k."""
+def uncertain(here: FieldPart, queries: Floats, k: int, found: Floats, scored: Any) -> Rows:
+    """Queries for which a row outside of those fetched might still be among the best k.
+
+    ``found``: inner products of the scan, best first, -inf last where there were no more rows; ``scored``: exact.
+    """
     width = scored.shape[1]
     kth = np.partition(scored, width - k, axis=1)[:, width - k : width - k + 1]
     inner = as_inner(kth, queries, here.metric)[:, 0]

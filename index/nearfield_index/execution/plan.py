@@ -7,14 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration, Setting
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart
 
+_WORD = 64
+_SAMPLED_WORDS = 64
 # A random set is at 1/64 here, one that follows the clusters near 1.
 _TOGETHER = 0.15
+
+# A walk that finds too little is repeated at about so many times its cost.
+_AGAIN = 4
 
 # So few rows are scanned whatever it costs.
 _FEW = 64
@@ -36,17 +40,23 @@ class Plan(NamedTuple):
     reason: str
 
 
-def is_clustered(rows: Bitmap) -> bool:
+def is_clustered(passing: Compiled) -> bool:
     """Whether the rows keep together in the order of the matrix, which is that of its clusters.
 
-    Compares how full the 64-row words are that the rows lie in with how full a random set would find them.
+    Compares how full the 64-row words are that they lie in with how full a random set would find them, over a sample
+    of words.
     """
-    if not rows.count:
+    words = passing.n // _WORD
+    if not words:
         return False
-    words = np.bitwise_count(rows.words()).astype(np.float64)
-    share = rows.count / rows.n
-    found = float((words * words).sum() / (64 * words.sum()))
-    return found > share + (1 - share) * _TOGETHER
+    starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
+    counts = passing.test((starts[:, None] + np.arange(_WORD)).ravel()).reshape(-1, _WORD).sum(axis=1)
+    total = int(counts.sum())
+    if not total:
+        return False
+    share = total / counts.size / _WORD
+    found = float((counts * counts).sum() / (_WORD * total))
+    return bool(found > share + (1 - share) * _TOGETHER)
 
 
 def plan_part(
@@ -117,12 +127,15 @@ def _setting(
     if field.backend.is_graph:
         setting = calibration.at_depth(_depth(k, selectivity), target)
     else:
-        clustered = passing is not None and is_clustered(passing.bitmap)
+        clustered = passing is not None and is_clustered(passing)
         setting = calibration.setting(selectivity=selectivity, k=k, target=target, clustered=clustered)
     if setting is None:
         return None, "the index was not seen to reach the target here"
     if scan_us <= setting.us:
         return None, "cheaper than the index at this recall"
+    again_us = (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
+    if field.backend.is_graph and passing is not None and scan_us <= setting.us + again_us and is_clustered(passing):
+        return None, "cheaper than the index, which would often search in vain among other clusters"
     return setting, "cheapest at this recall"
 
 

@@ -31,6 +31,8 @@ def run(
     count = len(queries)
     faiss.omp_set_num_threads(CORES if count >= _PARALLEL else 1)
     report = Report()
+    if not count:
+        return Candidates.none(0), report
     groups = _group(search.filters, count)
     largest: list[Plan | None] = [None] * len(groups)
     found = []

@@ -100,8 +100,8 @@ def test_a_filter_is_a_matter_of_depth() -> None:
 def test_lists_judge_a_filter_that_follows_the_clusters_by_its_own_curve() -> None:
     assert plan_part(field(_Lists), calibration(), scattered(0.6), k=10, target=0.95).effort == 64
     assert plan_part(field(_Lists), calibration(), together(0.6), k=10, target=0.95).effort == 256
-    assert is_clustered(together(0.6).bitmap)
-    assert not is_clustered(scattered(0.6).bitmap)
+    assert is_clustered(together(0.6))
+    assert not is_clustered(scattered(0.6))
 
 
 @pytest.mark.parametrize("backend", [_Graph, _Lists])
