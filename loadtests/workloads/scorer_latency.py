@@ -13,7 +13,7 @@ from loadtests.workloads.bench import Bench
 from loadtests.workloads.scorer import asked, fill, fit
 
 _BUDGET = 100
-_ANCHORS = 50
+_ANCHORS = 16
 _WARM = 20
 _TOGETHER = 16
 _MODEL_S = 0.03

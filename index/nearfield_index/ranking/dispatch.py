@@ -59,6 +59,7 @@ class Ask:
         """Whether a call failed for good (rather than being slow)."""
         self._places: dict[bytes, list[int]] = {}
         self._open: dict[bytes, _Ticket] = {}
+        self._paid: set[bytes] = set()
         self._done = threading.Event()
 
     @property
@@ -182,6 +183,7 @@ class Dispatcher:
             ticket = self._tickets[key] = _Ticket(pair, key, queried, background)
             ask.left -= 1
             ask.sent += 1
+            ask._paid.add(key)
             self._queues[background].append(ticket)
         ticket.asks.append(ask)
         ask._open[key] = ticket
@@ -194,7 +196,7 @@ class Dispatcher:
                 ticket.asks.remove(ask)
                 if not ticket.asks and ticket.attempts == 0:
                     self._forget(ticket)
-                    ask.sent -= 1
+                    ask.sent -= ticket.key in ask._paid
             ask._open = {}
             ask._done.set()
 

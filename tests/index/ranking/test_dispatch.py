@@ -219,6 +219,19 @@ def test_waiting_is_bounded_and_what_nobody_waits_for_is_dropped(made):
     assert model.sent == 3
 
 
+def test_who_rides_along_is_never_paid_back(made):
+    dispatcher, model = made(max_batch=1, max_in_flight=1)
+    model.gate.clear()
+    busy = dispatcher.ask(pairs("busy", 1), allowance=1)
+    assert model.arrived.acquire(timeout=WAIT)
+    payer, rider = (dispatcher.ask(pairs("q", 3), allowance=3) for _ in range(2))
+    dispatcher.abandon(payer)
+    dispatcher.abandon(rider)
+    assert (payer.sent, rider.sent, rider.cached) == (3, 0, 3)
+    model.gate.set()
+    assert busy.wait(WAIT)
+
+
 def test_queries_go_before_background_work(made):
     dispatcher, model = made(max_batch=2, max_in_flight=1)
     model.gate.clear()
