@@ -20,6 +20,7 @@ from nearfield_index.ranking.latents import Latents, factorise
 from nearfield_index.ranking.scorer import digest
 from nearfield_index.schema import Metric
 from nearfield_index.segments.live import LiveSegments
+from nearfield_index.segments.part import LivePart
 from nearfield_index.storage.rows import RowStore, StoredPoint
 from nearfield_index.storage.scores import AnchorScores
 
@@ -33,7 +34,22 @@ _BLOCK_S = 10.0
 _FEWEST = 8
 _READ = 2_048
 _TRIES = 3
-_LEAST_ITEMS = 10
+LEAST_ITEMS = 10
+"""Points that a fit needs."""
+
+
+def searchable(live: LiveSegments, field: str) -> Keys:
+    """Row keys of the points alive that have a vector in a field, ascending."""
+    return np.sort(np.concatenate([np.empty(0, np.int64), *(_alive(part, field)[1] for part in live.view.parts)]))
+
+
+def _alive(part: LivePart, field: str) -> tuple[Keys, Keys]:
+    """Matrix rows of a part's field whose points are alive, and their row keys."""
+    here = part.part.fields.get(field)
+    if here is None or not len(here):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    rows = np.arange(len(here)) if part.alive is None else here.translate(part.alive).bitmap.rows()
+    return rows, part.part.pks[here.part_rows(rows)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Anchoring:
 
     def missing(self) -> Keys:
         """Row keys of the points whose scores are not kept, ascending (those without text included)."""
-        return np.setdiff1d(self.store.keys(), self.scores.keys(), assume_unique=True)
+        return np.setdiff1d(searchable(self.live, self.field), self.scores.keys(), assume_unique=True)
 
     def score(self, job: Job) -> int:
         """Score what is missing, a block at a time; returns how many points could not be scored.
@@ -135,18 +151,13 @@ class Anchoring:
         scored = self.scores.keys()
         located = []
         for number, part in enumerate(parts):
-            here = part.part.fields.get(self.field)
-            if here is None or not len(here):
-                continue
-            within = None if part.alive is None else here.translate(part.alive).bitmap
-            rows = np.arange(len(here)) if within is None else within.rows()
-            pks = part.part.pks[here.part_rows(rows)]
+            rows, pks = _alive(part, self.field)
             keep = np.isin(pks, scored)
             located += [(int(pk), number, int(row)) for pk, row in zip(pks[keep], rows[keep], strict=True)]
         located.sort()
-        if len(located) < _LEAST_ITEMS:
+        if len(located) < LEAST_ITEMS:
             raise InvalidRequest(
-                f"{len(located)} points with text and a vector are scored; a fit needs {_LEAST_ITEMS}",
+                f"{len(located)} points with text and a vector are scored; a fit needs {LEAST_ITEMS}",
                 code="too_few_points",
                 field="anchors",
             )

@@ -37,11 +37,13 @@ def put(collection: Collection, name: str, body: Mapping[str, Any], *, limits: L
     if body.get("anchors") is not None:
         anchors = _anchors(collection, body["anchors"], field, limits)
     if check_flag(body.get("dry_run", False), at="dry_run"):
-        return {"estimate": _estimate(collection, name, dispatcher, anchors)}
+        return {"estimate": _estimate(collection, name, dispatcher, field, anchors)}
     job = collection.rerankers.put(name, dispatcher.name, field, anchors, limits.rerankers)
     spec = collection.rerankers.get(name).current
     found = collection.rerankers.get(name)
-    estimate = collection.rerankers.estimate(dispatcher.name, spec["anchors"], found.directory / spec["directory"])
+    estimate = collection.rerankers.estimate(
+        dispatcher.name, field, spec["anchors"], found.directory / spec["directory"]
+    )
     return job.to_wire() | {"estimate": estimate}
 
 
@@ -82,7 +84,7 @@ def _chosen(texts: list[str], vectors: Any, count: int) -> AnchorSet:
     return AnchorSet([texts[row] for row in rows.tolist()], vectors[rows])
 
 
-def _estimate(collection: Collection, name: str, dispatcher: Dispatcher, anchors: AnchorSet | None) -> Json:
+def _estimate(collection: Collection, name: str, dispatcher: Dispatcher, field: str, anchors: AnchorSet | None) -> Json:
     """What the job will cost. A scorer that was never asked is asked for one batch, to learn its speed."""
     count, directory = 0, None
     if name in collection.rerankers.names():
@@ -102,4 +104,4 @@ def _estimate(collection: Collection, name: str, dispatcher: Dispatcher, anchors
             if not ask.wait(dispatcher.limits.deadline_s) or ask.gone:
                 dispatcher.abandon(ask)
                 raise ScorerFailed(f"the scorer {dispatcher.name} does not answer")
-    return {"anchors": count, **collection.rerankers.estimate(dispatcher.name, count, directory)}
+    return {"anchors": count, **collection.rerankers.estimate(dispatcher.name, field, count, directory)}

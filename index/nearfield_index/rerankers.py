@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from nearfield_index.anchoring import Anchoring
-from nearfield_index.errors import Conflict, Corrupt, NearfieldError, NotFound, ScorerFailed
+from nearfield_index.anchoring import LEAST_ITEMS, Anchoring, searchable
+from nearfield_index.errors import Conflict, Corrupt, InvalidRequest, NearfieldError, NotFound, ScorerFailed
 from nearfield_index.jobs import Cancelled, Job
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.ranking.anchorset import AnchorSet
@@ -139,7 +139,7 @@ class Rerankers:
         """State, calls and cost of one reranker."""
         found = self.get(name)
         job, spec = self.job_of(name), found.current
-        plan = self.estimate(spec["scorer"], spec["anchors"], found.directory / spec["directory"])
+        plan = self.estimate(spec["scorer"], spec["field"], spec["anchors"], found.directory / spec["directory"])
         state = "ready" if found.building is None else "scoring" if job is not None else found.building["state"]
         if state == "scoring" and job is None:
             state = "interrupted"
@@ -159,14 +159,15 @@ class Rerankers:
             "job": None if job is None else job.to_wire(),
         }
 
-    def estimate(self, scorer: str, anchors: int, directory: Path | None) -> Json:
+    def estimate(self, scorer: str, field_name: str, anchors: int, directory: Path | None) -> Json:
         """Points to score, calls that takes, and seconds where the scorer's speed is known."""
-        total = self._store.count()
+        wanted = searchable(self._live, field_name)
+        total = len(wanted)
         scored = 0
         if directory is not None and (directory / "scores.db").exists():
             scores = AnchorScores(directory / "scores.db", anchors=anchors)
             try:
-                scored = len(np.intersect1d(self._store.keys(), scores.keys(), assume_unique=True))
+                scored = len(np.intersect1d(wanted, scores.keys(), assume_unique=True))
             finally:
                 scores.close()
         speed = None
@@ -191,6 +192,13 @@ class Rerankers:
     def put(self, name: str, scorer: str, field_name: str, anchors: AnchorSet | None, most: int) -> Job:
         """Start (or go on with) the job that fits a reranker. Without ``anchors`` those it has are meant."""
         version = self._scorers.get(scorer, at="scorer").version
+        count = len(searchable(self._live, field_name))
+        if count < LEAST_ITEMS:
+            raise InvalidRequest(
+                f"{count} points have a vector in field {field_name}; a fit needs {LEAST_ITEMS}",
+                code="too_few_points",
+                field="field",
+            )
         with self._putting:
             return self._put(name, scorer, version, field_name, anchors, most)
 

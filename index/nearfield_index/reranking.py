@@ -16,7 +16,7 @@ import numpy as np
 from nearfield_index.backends.space import queried, scores
 from nearfield_index.blas import one_thread
 from nearfield_index.collection import Collection
-from nearfield_index.errors import ScorerFailed
+from nearfield_index.errors import Busy, InvalidRequest, ScorerFailed
 from nearfield_index.execution.batch import Report, Search
 from nearfield_index.execution.query import Query
 from nearfield_index.execution.run import run
@@ -74,7 +74,7 @@ def rerank_query(collection: Collection, query: Query, rerank: Rerank) -> Json:
     """
     start = time.perf_counter()
     collection.wait_for(query)
-    dispatcher, latents, warnings = _scorer(collection, rerank)
+    dispatcher, latents, warnings = _scorer(collection, query, rerank)
     patience = query.timeout_s if query.timeout_s is not None else dispatcher.limits.deadline_s
     deadline = time.monotonic() + patience
     vectors = collection.query_vectors(query)
@@ -126,10 +126,14 @@ def rerank_query(collection: Collection, query: Query, rerank: Rerank) -> Json:
     return {"results": results, "meta": meta}
 
 
-def _scorer(collection: Collection, rerank: Rerank) -> tuple[Dispatcher, Latents | None, list[str]]:
+def _scorer(collection: Collection, query: Query, rerank: Rerank) -> tuple[Dispatcher, Latents | None, list[str]]:
     if rerank.scorer is not None:
         return collection.scorers.get(rerank.scorer, at="rerank.scorer"), None, []
     spec, latents = collection.rerankers.serving(rerank.reranker or "")
+    if spec["field"] != query.field:
+        raise InvalidRequest(
+            f"this reranker was fitted on the vector field {spec['field']}", field="field", value=query.field
+        )
     dispatcher = collection.scorers.get(spec["scorer"], at="rerank.reranker")
     warnings = []
     if dispatcher.version != spec["version"]:
@@ -215,7 +219,13 @@ def _hunt(
         if not asked:
             break
         chosen = time.perf_counter()
-        made = dispatcher.ask_all([(_pairs(hunt, places), hunt.rounds.unspent) for hunt, places in asked])
+        try:
+            made = dispatcher.ask_all([(_pairs(hunt, places), hunt.rounds.unspent) for hunt, places in asked])
+        except Busy:
+            if not account.scored:
+                raise
+            account.partial = True  # what was paid for is an answer
+            break
         asks: list[tuple[Hunt, Ints, Ask]] = [(*each, ask) for each, ask in zip(asked, made, strict=True)]
         late = False
         try:

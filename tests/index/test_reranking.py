@@ -501,6 +501,22 @@ def test_points_that_cannot_be_scored_do_not_stop_the_rest(engine, scorer):
     scorer.scores[:, 7] = bad
 
 
+def test_a_reranker_belongs_to_its_field(engine, scorer):
+    engine.alter_collection("c", {"vectors": {"other": {"dim": 3, "metric": "l2"}}})
+    fitted(engine, scorer)
+    body = {"vector": [1, 2, 3], "field": "other", "rerank": {"reranker": "r", "query": "query 1"}}
+    with pytest.raises(InvalidRequest, match="fitted on the vector field vector"):
+        engine.query("c", body)
+    plain = body | {"rerank": {"scorer": "s", "query": "query 1"}}
+    assert engine.query("c", plain)["results"] == [[]]  # nothing has such a vector
+    given = {"texts": ["query 1", "query 2"], "vectors": np.ones((2, 3))}
+    with pytest.raises(InvalidRequest, match="a fit needs"):
+        engine.put_reranker("c", "o", {"scorer": "s", "field": "other", "anchors": given})
+    engine.write_points("c", {"ids": list(range(20)), "vectors": {"other": np.ones((20, 3))}})  # without text
+    job = engine.put_reranker("c", "o", {"scorer": "s", "field": "other", "anchors": given})
+    assert "a fit needs" in ended(engine, job)["error"]
+
+
 def test_a_refit_replaces_and_a_drop_removes(engine, scorer, tmp_path):
     fitted(engine, scorer)
     folder = next((tmp_path / "data" / "collections").glob("*/rerankers/r"))
