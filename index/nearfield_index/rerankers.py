@@ -89,8 +89,9 @@ class Rerankers:
                 continue
             try:
                 found = _open(path)
-            except Corrupt as error:
-                self.findings.append(f"reranker {path.name}: {error.message}; PUT it again")
+            except Exception as error:  # whatever it is: the collection itself is whole, and opens
+                reason = error.message if isinstance(error, NearfieldError) else repr(error)
+                self.findings.append(f"reranker {path.name}: {reason}; PUT it again")
                 _log.warning("%s", self.findings[-1])
                 continue
             self._held[found.name] = found

@@ -102,6 +102,7 @@ class Info(Reply):
     version: str
     limits: dict[str, int] = Field(description="The largest of everything a request may carry.")
     features: list[str] = Field(examples=[["frame"]])
+    scorers: list[str] = Field([], description="Scorers that `rerank` may name.", examples=[["relevance"]])
 
 
 class VectorField(Request):
