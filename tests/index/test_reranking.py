@@ -270,6 +270,16 @@ def test_mistakes_name_their_field(engine, scorer, rerank, kind, field):
 # ---------------------------------------------------------------------- a scorer in trouble
 
 
+@pytest.mark.parametrize(("factor", "shift"), [(1e-200, 0.0), (1e200, 0.0), (1.0, 1e9), (0.0, 3.0)])
+def test_scores_of_any_size(engine, scorer, factor, shift):
+    scorer.scores *= factor
+    scorer.scores += shift
+    found, reply = ask(engine, scorer, 48, budget=80)
+    assert reply["meta"]["rerank"]["calls"] == 80
+    scores = [hit["score"] for hit in reply["results"][0]]
+    assert scores == sorted((scorer.scores[48][n] for n in found), reverse=True)
+
+
 def test_a_slow_scorer_gives_what_was_scored_by_then(engine, scorer):
     ask(engine, scorer, 40, budget=20)  # twenty pairs are known and cost no waiting
     scorer.gate.clear()

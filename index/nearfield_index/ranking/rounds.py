@@ -102,13 +102,14 @@ class Rounds:
 
     def _estimates(self, places: Ints, scores: Doubles) -> Doubles:
         seen = self.pool.features(places)
-        found = fit(seen, self._trend(places), scores - self.pool.means()[places])
+        unit = float(np.abs(scores).max()) or 1.0  # only the order matters; products are in float32
+        found = fit(seen, self._trend(places), (scores - self.pool.means()[places]) / unit)
         self.ridges.append(found.ridge)
         weights = seen.T @ found.alpha
         if self._probe is not None:
             self._grow(weights, float(found.beta[-1]) if self._prior else 0.0)
         trend = self._trend(None) @ found.beta
-        return np.asarray(self.pool.means() + trend + self.pool.products(weights))
+        return np.asarray(self.pool.means() / unit + trend + self.pool.products(weights))
 
     def _grow(self, weights: Doubles, slope: float) -> None:
         assert self._probe is not None
