@@ -22,11 +22,12 @@ from nearfield_index.ranking.latents import Latents
 from nearfield_index.ranking.pool import Block
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart, FindKeys, Floats, Keys, LivePart, Rows
+from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.view import View
 
 WHOLE = 10_000
 """Up to so many passing points every round looks at all of them."""
-_NEAR = 5_000
+_NEAR = 4_000
 _POPULAR = 1_000
 _PROBED = 500
 _PATIENCE = 4
@@ -140,8 +141,17 @@ class Shortlist:
             inner = -np.sqrt(np.maximum(0.0, float(own @ own) - 2 * inner))
         at = here.part_rows(rows)
         pks = source.part.part.pks[at]
-        latents, means = (None, None) if self._latents is None else self._latents.of(pks, vectors)
+        latents, means = (None, None)
+        if self._latents is not None:
+            latents, means = self._latents.of(self._latent_rows(source, at, pks), vectors)
         return Block(source.number, at, pks, vectors, inner, latents, means)
+
+    def _latent_rows(self, source: _Source, at: Rows, pks: Keys) -> Rows:
+        assert self._latents is not None
+        part = source.part.part
+        if isinstance(part, Segment):
+            return self._latents.rows_of_part(part.name, part.pks)[at]
+        return self._latents.rows_of(pks)
 
     def _block_of(self, source: _Source, found: Candidates) -> Block:
         mine = np.flatnonzero((found.parts[0] == source.number) & (found.pks[0] >= 0))

@@ -7,9 +7,10 @@ scorer knows. Items that were not scored get latents from their stored vector by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import faiss
@@ -26,6 +27,7 @@ Step = Callable[[float], None]
 FORMAT = 1
 _RANK = 128
 _CHUNK = 4_096
+_PARTS = 64
 _RIDGE = 1e-3
 _ANCHOR_ITEMS = 1_000
 _TOP_MEANS = 2_000
@@ -50,6 +52,8 @@ class Latents:
     lists: Lists | None
     vector_scale: float
     latent_scale: float
+    _parts: dict[str, Ints] = field(default_factory=dict, compare=False, repr=False)
+    _lock: Lock = field(default_factory=Lock, compare=False, repr=False)
 
     @property
     def rank(self) -> int:
@@ -59,14 +63,28 @@ class Latents:
     def _sorted(self) -> Ints:
         return self.pks[self.by_key]
 
-    def of(self, pks: Ints, vectors: Floats) -> tuple[Floats, Doubles]:
-        """Latents ``(m, r)`` and mean scores ``(m,)`` of items with these row keys and stored vectors."""
+    def rows_of(self, pks: Ints) -> Ints:
+        """Where the items with these row keys stand; -1 for those that were not scored."""
         sorted_pks = self._sorted
         at = np.minimum(np.searchsorted(sorted_pks, pks), len(sorted_pks) - 1)
-        known = sorted_pks[at] == pks
-        rows = self.by_key[at]
+        return np.asarray(np.where(sorted_pks[at] == pks, self.by_key[at], -1))
+
+    def rows_of_part(self, name: str, pks: Ints) -> Ints:
+        """The same for all rows of an immutable part, worked out once."""
+        with self._lock:
+            found = self._parts.get(name)
+        if found is None:
+            found = self.rows_of(pks)
+            with self._lock:
+                self._parts[name] = found
+                while len(self._parts) > _PARTS:
+                    self._parts.pop(next(iter(self._parts)))
+        return found
+
+    def of(self, rows: Ints, vectors: Floats) -> tuple[Floats, Doubles]:
+        """Latents ``(m, r)`` and mean scores ``(m,)`` of items at ``rows`` with these stored vectors."""
         latents, means = self.latents[rows], self.means[rows].astype(np.float64)
-        new = np.flatnonzero(~known)
+        new = np.flatnonzero(rows < 0)
         if len(new):
             guessed = vectors[new] @ self.to_latents[:-1] + self.to_latents[-1]
             latents[new], means[new] = guessed[:, :-1], guessed[:, -1]
@@ -91,7 +109,8 @@ class Latents:
     @classmethod
     def open(cls, path: Path) -> Self:
         """Map a file whose checksum was verified."""
-        arrays, meta = open_arrays(path)
+        found, meta = open_arrays(path)
+        arrays: dict[str, Any] = dict(found)
         lists = Lists(arrays.pop("offsets"), arrays.pop("centroids")) if "offsets" in arrays else None
         return cls(**arrays, lists=lists, vector_scale=meta["vector_scale"], latent_scale=meta["latent_scale"])
 
