@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from time import perf_counter
 
 import nearfield
 from loadtests.expensive import Endpoint, Expensive, serving
 from loadtests.targets.nearfield_rest import NearfieldRest
 from loadtests.workloads.bench import Bench
-from loadtests.workloads.scorer import asked, fill, fit
+from loadtests.workloads.scorer import asked, fill, fit, scored_by
 
 _BUDGET = 100
 _ANCHORS = 16
@@ -21,8 +20,7 @@ _MODEL_S = 0.03
 
 def run(bench: Bench) -> None:
     """One client: each query plain, under the scorer (axn) and with anchors (joint). Then many at once."""
-    corpus = bench.corpus
-    expensive = corpus.expensive or Expensive.of_vectors(corpus.base, corpus.queries, corpus.training[:_ANCHORS])
+    expensive = scored_by(bench.corpus, _ANCHORS)
     with serving(expensive) as endpoint:
         settings = {
             "KIND": "pairs",
@@ -33,7 +31,7 @@ def run(bench: Bench) -> None:
         }
         target = NearfieldRest({f"SCORERS__scorer__{key}": value for key, value in settings.items()})
         with bench.started(target, "latency"):
-            fill(replace(bench, corpus=replace(corpus, expensive=expensive)), target, expensive)
+            fill(bench, target, expensive)
             fit(bench, target.collection, expensive, endpoint)
             for method in ("plain", "axn", "joint"):
                 _alone(bench, target.collection, expensive, endpoint, method)
@@ -44,13 +42,14 @@ def _alone(
     bench: Bench, collection: nearfield.Collection, expensive: Expensive, endpoint: Endpoint, method: str
 ) -> None:
     latencies, added = [], []
-    for turn, vector in enumerate([*bench.corpus.queries[:_WARM], *bench.corpus.queries]):
-        query = turn if turn < _WARM else turn - _WARM
+    warm = min(_WARM, len(bench.corpus.queries))
+    for turn in range(-warm, len(bench.corpus.queries)):
+        query = turn + warm if turn < 0 else turn
         rerank = None if method == "plain" else asked(expensive, query, method, _BUDGET)
         before, start = endpoint.pairs, perf_counter()
-        hits = collection.query(vector, bench.options.k, select=False, rerank=rerank)
+        hits = collection.query(bench.corpus.queries[query], bench.options.k, select=False, rerank=rerank)
         seconds = perf_counter() - start
-        if turn >= _WARM:
+        if turn >= 0:
             scorer_s = 0.0 if rerank is None else hits.meta["rerank"]["scorer_ms"] / 1e3
             latencies.append(seconds)
             added.append(seconds - scorer_s)
