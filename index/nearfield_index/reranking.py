@@ -47,7 +47,6 @@ class Hunt:
     text: str
     vector: Any
     view: View
-    shortlist: Shortlist
     rounds: Rounds
     points: dict[int, StoredPoint] = field(default_factory=dict)
     textless: int = 0
@@ -158,7 +157,7 @@ def _begin(
     own = find_keys([query.ids[number]]) if query.ids is not None else np.empty(0, np.int64)
     metric = collection.schema.vectors[query.field].metric
     shortlist = Shortlist(view, query.field, vector, expr, find_keys, metric, latents, own)
-    scales = _scales(rerank, latents, shortlist)
+    scales = _scales(rerank, latents)
     if shortlist.whole:
         pool = Pool(shortlist.everything(), scales)
     else:
@@ -170,10 +169,10 @@ def _begin(
         rounds, seeds = 2, _places(pool, latents.anchors)
     probe = None if shortlist.whole or rounds == 1 else shortlist.probe
     made = Rounds(pool, budget=rerank.budget, rounds=rounds, prior=rerank.prior, seeds=seeds, probe=probe)
-    return Hunt(rerank.texts[number], vector, view, shortlist, made)
+    return Hunt(rerank.texts[number], vector, view, made)
 
 
-def _scales(rerank: Rerank, latents: Latents | None, shortlist: Shortlist) -> Scales:
+def _scales(rerank: Rerank, latents: Latents | None) -> Scales:
     if latents is None:
         return Scales(1.0, 0.0)
     return Scales(latents.vector_scale if rerank.method == "joint" else 0.0, latents.latent_scale)
