@@ -48,6 +48,11 @@ class _Source:
     def passing(self) -> int:
         return len(self.here) if self.within is None else self.within.count
 
+    @property
+    def lists(self) -> Lists | None:
+        """The clusters of the matrix, where there are any."""
+        return None if self.here.clusters is None else self.here.clusters.lists
+
     def fresh(self, rows: Rows, most: int | None = None) -> Rows:
         """The first ``most`` of the matrix rows that pass and are not in the pool; from now on they are."""
         if self.within is not None:
@@ -116,9 +121,9 @@ class Shortlist:
             towards = slope * self._asked
             towards[: len(stored)] += stored
             for source in self._sources:
-                if source.here.lists is not None:
+                if source.lists is not None:
                     quota = max(16, _PROBED * source.passing // max(1, self.count))
-                    rows = _in_lists(source.here.lists, towards, quota, source)
+                    rows = _in_lists(source.lists, towards, quota, source)
                     blocks.append(self._block(source, rows))
         if latent is not None and self._latents is not None and self._latents.lists is not None:
             lists = self._latents.lists
@@ -189,8 +194,8 @@ def _near(source: _Source, asked: Floats, quota: int) -> Rows:
     here = source.here
     if source.passing <= quota:
         return np.arange(len(here)) if source.within is None else source.within.rows()
-    if here.lists is not None and len(here.lists.offsets) > 2:
-        return _in_lists(here.lists, asked, quota, None, source.within)
+    if source.lists is not None and len(source.lists.offsets) > 2:
+        return _in_lists(source.lists, asked, quota, None, source.within)
     rows = None if source.within is None else source.within.rows()
     inner = here.matrix @ asked if rows is None else here.matrix[rows] @ asked
     best = np.argpartition(-inner, quota)[:quota]

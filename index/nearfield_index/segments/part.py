@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nearfield_index.backends.base import Backend, Lists
+from nearfield_index.backends.base import Backend
 from nearfield_index.backends.exact import scan
+from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped
 from nearfield_index.filters.expr import Expr, ids_of
@@ -36,7 +37,8 @@ class FieldPart:
 
     ``rows[i]`` is the part's row of matrix row ``i`` (None where they are the same), ascending only where the
     part says nothing else. ``flat`` is the FAISS face of the matrix where there is one; ``backend`` is None where
-    every answer is exact; ``longest`` bounds the length of its vectors.
+    every answer is exact, ``clusters`` where there are none to search by; ``longest`` bounds the length of its
+    vectors.
     """
 
     metric: Metric
@@ -44,7 +46,7 @@ class FieldPart:
     rows: Rows | None
     flat: Any
     backend: Backend | None
-    lists: Lists | None
+    clusters: Ivf | None
     longest: float
 
     def __len__(self) -> int:
