@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import faiss
 import numpy as np
 
-from nearfield_index.backends.base import BuildParams, Floats, Rows, RowTest, Space, Step
+from nearfield_index.backends.base import BuildParams, Floats, Lists, Rows, RowTest, Space, Step
 from nearfield_index.backends.exact import nothing, search_flat
 from nearfield_index.bitmap import Bitmap
 
@@ -35,6 +35,11 @@ class Ivf:
     @classmethod
     def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
         return cls(space)
+
+    @property
+    def lists(self) -> Lists:
+        """The clusters as row ranges."""
+        return self._space.lists
 
     @property
     def nbytes(self) -> int:
