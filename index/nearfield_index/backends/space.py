@@ -81,6 +81,8 @@ def scores(queries: Floats, matrix: Floats, rows: Rows, metric: Metric, *, preci
         if metric is Metric.L2:
             gathered = gathered - query[:, None, :]
             value = -np.sqrt(np.einsum("nkd,nkd->nk", gathered, gathered))
+        elif precise and metric is Metric.DOT:
+            value = np.einsum("nkd,nd->nk", gathered, query)  # row by row: copies of a vector score the same
         else:
             value = np.matmul(gathered, query[:, :, None])[:, :, 0]
         out[start : start + block] = np.where(part >= 0, value, -np.inf)
@@ -93,6 +95,8 @@ def _scores_of_one(query: Floats, gathered: Any, metric: Metric, kind: Any) -> D
     if metric is Metric.L2:
         gathered = gathered - asked
         value = -np.sqrt(np.einsum("kd,kd->k", gathered, gathered))
+    elif kind == np.float64 and metric is Metric.DOT:
+        value = np.einsum("kd,d->k", gathered, asked)
     else:
         value = gathered @ asked
     return np.asarray(value, dtype=np.float64)[None, :]

