@@ -41,7 +41,7 @@ class Ivf:
         nearest = np.argpartition(-nearness, probes - 1, axis=1)[:, :probes]
         best, at = nothing(len(queries), k)
         for number, chosen in enumerate(nearest):
-            rows = self._rows(chosen)
+            rows = self.rows_of(chosen)
             if within is not None:
                 rows = rows[within.test(rows)]
             if len(rows):
@@ -52,7 +52,7 @@ class Ivf:
                 best[number], at[number] = found[0][0], found[1][0]
         return best, at
 
-    def _rows(self, chosen: Rows) -> Rows:
+    def rows_of(self, chosen: Rows) -> Rows:
         """The rows of the chosen lists, ascending."""
         starts = self._space.lists.offsets[:-1]
         chosen = np.sort(chosen)

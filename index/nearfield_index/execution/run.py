@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.space import as_inner, original, queried, rounding, scores
+from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.cost import PRODUCT_QUERIES, Calibrations
@@ -19,7 +19,7 @@ from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Candidates, merge
 from nearfield_index.filters.expr import Expr
 from nearfield_index.schema import Metric
-from nearfield_index.segments.part import FieldPart, FindKeys, LivePart
+from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 from nearfield_index.segments.view import View
 from nearfield_index.threads import CORES
 
@@ -38,6 +38,18 @@ class Search:
     k: int
     recall: float
     deadline: float | None = None
+    bias: BiasUse | None = None
+    """Rank by score less the bias of a hubness fit."""
+
+    @property
+    def calibrated(self) -> str:
+        """The name under which this kind of search is calibrated."""
+        return self.field if self.bias is None else calibrated_name(self.field, self.bias)
+
+
+def calibrated_name(field: str, use: BiasUse) -> str:
+    """Normalised searches are calibrated on their own, for the bias as it was fitted; stronger ones never."""
+    return f"{field}@{use.version}" if use.variant == 0 and use.strength <= 1.0 else ""
 
 
 class Ran(NamedTuple):
@@ -85,6 +97,11 @@ class Report:
         return sum(r.plan.rows * r.queries * r.plan.recall for r in self.ran) / total if total else 1.0
 
     @property
+    def all_exact(self) -> bool:
+        """Whether every part was scanned."""
+        return all(r.plan.kind in ("exact", "none") for r in self.ran)
+
+    @property
     def exact_rows(self) -> int:
         """Rows scanned exactly."""
         return sum(r.plan.rows * r.queries for r in self.ran if r.plan.kind == "exact")
@@ -107,10 +124,12 @@ def run(
         mine = queries[members] if len(groups) > 1 else queries
         found: list[Candidates] = []
         largest: Plan | None = None
-        for number, part in enumerate(view.parts):
+        for number, part in enumerate(view.searched):
             here = part.part.fields.get(search.field)
             if here is None or len(here) == 0:
                 continue
+            if search.bias is not None:
+                here = here.biased(search.bias)
             _check_deadline(search.deadline)
             found.append(_search_part(number, part, here, expr, mine, search, calibrations, find_keys, report))
             plan = report.ran[-1].plan
@@ -148,7 +167,7 @@ def _search_part(
     start = time.perf_counter()
     passing = part.passing(expr, find_keys)
     within = None if passing is None else here.translate(passing)
-    calibration = calibrations.get((part.part.name, search.field))
+    calibration = calibrations.get((part.part.name, search.calibrated))
     plan = plan_part(here, calibration, within, k=search.k, target=search.recall, queries=len(queries))
     fallback = 0
     if plan.kind == "none":
@@ -157,7 +176,7 @@ def _search_part(
         rows, scored = exact_rows(here, queries, search.k, within)
     else:
         _, rows = here.backend.search(queries, search.k + _SLACK, effort=plan.effort, within=within)
-        scored = scores(queries, here.matrix, rows, here.metric, precise=False)
+        scored = here.scores(queries, rows, precise=False)
         enough = min(search.k, plan.rows)
         # Rows come best first and padded with -1 last.
         short = np.flatnonzero(rows[:, enough - 1] < 0)
@@ -194,20 +213,20 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
     available = len(here) if within is None else within.count
     fetch = min(available, k + max(_SLACK, k // 4))
     found, rows = here.scan(queries, fetch, within)
-    scored = scores(queries, here.matrix, rows, here.metric, precise=True)
+    scored = here.scores(queries, rows, precise=True)
     while fetch < available:
         open_ = _uncertain(here, queries, k, found, scored)
         if not len(open_):
             break
         if fetch >= _LARGEST_FETCH:
             rows[open_] = _best_in_doubles(here, queries[open_], fetch, within)
-            scored[open_] = scores(queries[open_], here.matrix, rows[open_], here.metric, precise=True)
+            scored[open_] = here.scores(queries[open_], rows[open_], precise=True)
             break
         fetch = min(available, fetch * 4)
         wider, wider_rows = here.scan(queries[open_], fetch, within)
         found, rows, scored = (_widen(a, fetch, fill) for a, fill in ((found, -np.inf), (rows, -1), (scored, -np.inf)))
         found[open_], rows[open_] = wider, wider_rows
-        scored[open_] = scores(queries[open_], here.matrix, wider_rows, here.metric, precise=True)
+        scored[open_] = here.scores(queries[open_], wider_rows, precise=True)
         # Rows certified before keep -inf in the new columns, which certifies them again.
     return rows, scored
 
@@ -215,8 +234,8 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
 def _uncertain(here: FieldPart, queries: Floats, k: int, found: Floats, scored: Any) -> Rows:
     """Queries for which a row outside of those fetched might still be among the best k."""
     kth = -np.partition(-scored, k - 1, axis=1)[:, k - 1 : k]
-    inner = as_inner(kth, queries, here.metric)[:, 0]
-    bound = found[:, -1].astype(np.float64) + rounding(queries, here.longest, here.metric)
+    inner = here.as_inner(kth, queries)[:, 0]
+    bound = found[:, -1].astype(np.float64) + here.rounding(queries)
     return np.flatnonzero((inner < bound) & np.isfinite(found[:, -1]))
 
 
@@ -233,6 +252,9 @@ def _best_in_doubles(here: FieldPart, queries: Floats, k: int, within: Bitmap | 
         inner = asked @ vectors.T
         if here.metric is Metric.L2:
             inner -= np.einsum("ij,ij->i", vectors, vectors) / 2
+        bias = here.bias_at(rows)
+        if bias is not None:
+            inner -= bias
         both = np.concatenate([best, inner], axis=1)
         chosen = np.argsort(-both, axis=1, kind="stable")[:, :k]
         best = np.take_along_axis(both, chosen, 1)

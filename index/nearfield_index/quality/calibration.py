@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 import xxhash
 
-from nearfield_index.backends.base import Backend
+from nearfield_index.backends.base import Searcher
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration, Curve, Setting
@@ -141,7 +141,7 @@ def _timed(field: FieldPart, queries: Floats, within: Bitmap | None) -> float:
 
 def _measure(
     field: FieldPart,
-    backend: Backend,
+    backend: Searcher,
     probes: list[_Probe],
     within: Bitmap | None,
     *,

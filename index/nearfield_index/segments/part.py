@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nearfield_index.backends.base import Backend, Lists
+from nearfield_index.backends.base import Lists, Searcher
 from nearfield_index.backends.exact import scan
+from nearfield_index.backends.space import Doubles, as_inner, rounding, scores
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.expr import Expr, ids_of
 from nearfield_index.points import PointId
@@ -42,12 +43,34 @@ class FieldPart:
     matrix: Floats
     rows: Rows | None
     flat: Any
-    backend: Backend | None
+    backend: Searcher | None
     lists: Lists | None
     longest: float
+    normal: FieldPart | None = None
+    """The same vectors with the bias of a hubness fit, where there is one."""
 
     def __len__(self) -> int:
         return len(self.matrix)
+
+    def biased(self, use: BiasUse) -> FieldPart:
+        """The face that ranks by ``score - strength * bias``; itself where no fit is."""
+        return self if self.normal is None else self.normal.biased(use)
+
+    def scores(self, queries: Floats, rows: Rows, *, precise: bool) -> Doubles:
+        """Scores ``(n, k)`` of rows ``(n, k)``, computed from the rows themselves; -1 gives -inf."""
+        return scores(queries, self.matrix, rows, self.metric, precise=precise)
+
+    def as_inner(self, scored: Doubles, queries: Floats) -> Doubles:
+        """The inner products (less the bias) that such scores stand for."""
+        return as_inner(scored, queries, self.metric)
+
+    def rounding(self, queries: Floats) -> Doubles:
+        """How far such a product of a scan may be off, ``(n,)``."""
+        return rounding(queries, self.longest, self.metric)
+
+    def bias_at(self, rows: Rows) -> Doubles | None:
+        """What is subtracted from the inner products of rows; None where nothing is."""
+        return None
 
     def translate(self, bitmap: Bitmap) -> Bitmap:
         """A bitmap over the part's rows as one over matrix rows."""
@@ -66,6 +89,15 @@ class FieldPart:
     def scan(self, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         """Exact top-k by inner product among ``within`` (matrix rows)."""
         return scan(self.matrix, self.flat, queries, k, within)
+
+
+@dataclass(frozen=True)
+class BiasUse:
+    """How a search uses the biases of a fit: how strongly (1: as fitted), and which of an item's biases."""
+
+    version: str
+    strength: float = 1.0
+    variant: int = 0
 
 
 class Part(Protocol):

@@ -1,0 +1,1 @@
+"""From distances to a ranking: hubness normalisation as one bias an item."""
