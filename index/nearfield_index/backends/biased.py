@@ -203,6 +203,8 @@ class OverFetch:
         open_ = np.arange(len(queries))
         available = len(self._matrix) if within is None else within.count
         fetch = min(available, max(_OVERFETCH * k, _LEAST_FETCH))
+        if fetch == 0:
+            return best, at
         least = self._strength * float(self._bias.min(initial=np.inf))
         for _ in range(_MOST_FETCH):
             found, rows = self._raw.search(queries[open_], fetch, effort=effort, within=within)

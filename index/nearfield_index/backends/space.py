@@ -117,8 +117,11 @@ def as_inner(scored: Doubles, queries: Floats, metric: Metric) -> Doubles:
 
 @dataclass(frozen=True)
 class ItemBiases:
-    """What hubness normalisation knows of items: ``bias`` ``(n, variants)`` to subtract from an inner product,
-    ``active`` ``(n, banks)`` for the gate, ``hub`` ``(n, 2)`` two hub measures, ``blocks`` the sums biases are made of."""
+    """What hubness normalisation knows of items.
+
+    ``bias`` ``(n, variants)`` to subtract from an inner product, ``active`` ``(n, banks)`` for the gate, ``hub``
+    ``(n, 2)`` two hub measures, ``blocks`` the sums that biases are made of.
+    """
 
     bias: Floats
     active: np.ndarray[Any, np.dtype[np.bool_]]

@@ -27,8 +27,8 @@ from nearfield_index.schema import (
 from nearfield_index.vectors import Floats, as_matrix, as_vector
 
 _KEYS = frozenset(
-    "vector vectors ids field k offset filter filters select with min_score recall exact hubness hubness_strength rerank"
-    " after timeout_ms explain".split()
+    "vector vectors ids field k offset filter filters select with min_score recall exact hubness hubness_strength"
+    " rerank after timeout_ms explain".split()
 )
 _EXTRAS = frozenset({"vectors", "text"})
 
