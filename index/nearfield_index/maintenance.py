@@ -86,6 +86,8 @@ class Maintenance:
                 self._drop_waiting()
                 return
             if job.cancelled:
+                if job.abandoned is not None and not self._closed:
+                    job.abandoned()
                 job.finish("cancelled")
             else:
                 self._run(job, work)

@@ -108,7 +108,9 @@ class Hubness:
             )
 
     def _submit(self, request: FitRequest, version: str) -> Job:
-        return self._start(lambda job: self._fit(job, request, version))
+        job = self._start(lambda job: self._fit(job, request, version))
+        job.abandoned = lambda: self._forget(request.field, version)
+        return job
 
     def _start(self, work: Callable[[Job], None]) -> Job:
         job = self._maintenance.submit(_KIND, self._name, work, priority=3)
