@@ -71,6 +71,16 @@ class HubMonitor:
             if fit is None:
                 continue
             scores = hub_scores(batch.hub, fit.limits)
+            loud = int((scores > 1.0).sum())
+            if loud:
+                worst = int(np.argmax(scores))
+                _log.warning(
+                    "hub alert: %d new points of field %s, the farthest %r with hub score %.2f",
+                    loud,
+                    batch.field,
+                    batch.ids[worst],
+                    scores[worst],
+                )
             for row in np.flatnonzero(scores > 1.0).tolist():
                 key, point_id = int(batch.keys[row]), batch.ids[row]
                 if self._is_released(point_id, batch.vectors[row]) or key in self._held:
@@ -109,9 +119,7 @@ class HubMonitor:
             self._alerts[point_id] = alert
             while len(self._alerts) > MOST_ALERTS:
                 self._alerts.pop(next(iter(self._alerts)))
-        if source == "upsert":
-            self.flagged += 1
-            _log.warning("hub alert: point %r in field %s has hub score %.2f", point_id, field, score)
+        self.flagged += source == "upsert"
 
     def release(self, vectors: Mapping[PointId, Sequence[Any]]) -> int:
         """Let points back into results, as they are now (their vectors by id); returns how many were held."""
