@@ -15,8 +15,8 @@ Words = npt.NDArray[np.uint64]
 # Eight bytes a row against one bit a row: below one row in 64 the list of rows is the smaller form.
 SPARSE_SHARE = 64
 
-# Rows in no order: past one in 512, marking and packing a mask of all rows beats sorting them.
-_SORT_SHARE = 512
+# Rows in no order: past one in eight, marking and packing a mask of all rows beats sorting them.
+_SORT_SHARE = 8
 
 
 class Bitmap:

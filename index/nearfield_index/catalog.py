@@ -129,11 +129,9 @@ class Catalog:
 
     def get(self, name: object) -> Collection:
         """The collection of that name. Raises :class:`NotFound`."""
-        check_name(name)
-        with self._guard:
-            found = self._collections.get(str(name))
+        found = self._collections.get(name) if isinstance(name, str) else None
         if found is None:
-            self._check_broken(str(name))
+            self._check_broken(check_name(name))
             raise NotFound("no collection of that name", code="collection_not_found", field="name", value=name)
         return found
 

@@ -6,19 +6,19 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from nearfield_index.building import Builder
 from nearfield_index.errors import Conflict, InvalidRequest, NearfieldError, NotFound
+from nearfield_index.execution.batch import Report, Search
 from nearfield_index.execution.query import Query, Selection
-from nearfield_index.execution.run import Report, Search, run
+from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
 from nearfield_index.filters.expr import Expr, fields, ids_of
 from nearfield_index.filters.facets import merge_facets
@@ -54,8 +54,7 @@ _RETRIES = 3
 _CHECKED_ROWS = 2_000
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Hits of a batch: ``found`` ``(n, k)``, ids by flat position, what the row store said, the report."""
 
     view: View
@@ -191,7 +190,7 @@ class Collection:
         view, find_keys = self.view_for([expr])
         for part in view.parts:
             passing = part.passing(expr, find_keys)
-            found.append(part.part.pks if passing is None else part.part.pks[passing.rows()])
+            found.append(part.part.pks if passing is None else part.part.pks[passing.bitmap.rows()])
         return np.sort(np.concatenate(found))
 
     def page(
@@ -231,7 +230,7 @@ class Collection:
         view, find_keys = self.view_for([expr])
         for part in view.parts:
             passing = part.passing(expr, find_keys)
-            counted.append(part.part.facet(name, ~part.dead if passing is None else passing))
+            counted.append(part.part.facet(name, ~part.dead if passing is None else passing.bitmap))
         return list(merge_facets(counted, limit))
 
     def warnings(self, view: View, exprs: Sequence[Expr | None]) -> list[str]:
@@ -273,7 +272,7 @@ class Collection:
                     whole, report, used = search_normalised(
                         view, search, *fitted, metric, self.builder.calibrations, find_keys
                     )
-                    found = _cut(whole, replace(query, min_score=None), find_keys)
+                    found = _cut(whole, query._replace(min_score=None), find_keys)
                 if not query.selection.anything:
                     break
                 pks = np.unique(found.pks[found.pks >= 0])
@@ -294,9 +293,10 @@ class Collection:
         biases = biases_of_hits(answer.view, query.field, answer.found, answer.normalised)
         raw = raw_scores(answer.found.scores, biases, metric)
         if query.min_score is not None:
-            answer.found.pks[raw < query.min_score] = -1
+            found = answer.found._replace(pks=np.where(raw < query.min_score, -1, answer.found.pks))
+            answer = answer._replace(found=found)
         self.hubness.normalised += len(biases)
-        return replace(answer, biases=biases, raw=raw)
+        return answer._replace(biases=biases, raw=raw)
 
     def _query_vectors(self, query: Query) -> Any:
         """Raw query vectors; those of stored points when it was asked by id."""
@@ -377,26 +377,29 @@ def _cut(found: Candidates, query: Query, find_keys: FindKeys) -> Candidates:
         for number, point_id in enumerate(query.ids):
             key = find_keys([point_id])
             own[number, : len(key)] = key
-        order = np.argsort(found.pks == own, axis=1, kind="stable")[:, :-1]
-        found = found.take(order)
+        mine = found.pks == own
+        order = np.argsort(mine, axis=1, kind="stable")[:, : query.k + query.offset]
+        found = found._replace(pks=np.where(mine, -1, found.pks)).take(order)
     if query.offset:
         kept = np.arange(query.offset, found.pks.shape[1])
         found = found.take(np.broadcast_to(kept, (len(found.pks), len(kept))))
     if query.min_score is not None:
-        found.pks[found.scores < query.min_score] = -1
+        found = found._replace(pks=np.where(found.scores < query.min_score, -1, found.pks))
     return found
 
 
 def _ids(view: View, found: Candidates) -> list[PointId]:
     """Ids of all hits by flat position (an unused 0 where there is no hit)."""
-    flat_parts, flat_rows, flat_pks = found.parts.ravel(), found.rows.ravel(), found.pks.ravel()
+    flat_rows, flat_pks = found.rows.ravel(), found.pks.ravel()
+    filled = [part.part for part in view.parts if part.part.count]
+    if len(filled) == 1 and flat_pks.size and flat_pks.min() >= 0:
+        return filled[0].ids(flat_rows)
+    flat_parts = found.parts.ravel()
     ids: list[PointId] = [0] * len(flat_pks)
     for number, part in enumerate(view.parts):
         if not part.part.count:
             continue
         places = np.flatnonzero((flat_parts == number) & (flat_pks >= 0))
-        if len(places) == len(ids):
-            return part.part.ids(flat_rows)
         for place, point_id in zip(places.tolist(), part.part.ids(flat_rows[places]), strict=True):
             ids[place] = point_id
     return ids

@@ -271,13 +271,13 @@ class Engine:
         collection = self._catalog.get(name)
         query = parse_query(body, schema=collection.schema, limits=self._limits)
         answer = collection.search(query)
-        estimate = round(answer.report.recall, 4) if query.count else None
+        estimate = round(answer.report.recall, 4) if query.size else None
         meta: Json = {
             "sequence": answer.view.sequence,
             "warnings": collection.warnings(answer.view, query.filters),
             "recall": {"target": query.recall, "estimate": estimate},
         }
-        if query.count == 1:
+        if query.size == 1:
             meta["recall"]["interval"] = collection.monitor.interval(answer.report)
         if query.explain:
             meta["plans"] = answer.report.plans

@@ -19,13 +19,14 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.collection import Collection
 from nearfield_index.engine import Engine, EngineOptions
 from nearfield_index.errors import Busy, InvalidRequest, NotFound, OutOfSpace, StorageFailed
+from nearfield_index.filters.compiled import Known
 from nearfield_index.filters.expr import Values, has_ids, match_any, negate
 from nearfield_index.limits import Limits
 from nearfield_index.points import parse_points
 from nearfield_index.quality import calibration
 from nearfield_index.schema import Metric, parse_schema
 from nearfield_index.segments import live as live_module
-from nearfield_index.segments.part import BitmapCache
+from nearfield_index.segments.part import FilterCache
 from nearfield_index.storage import rows as rows_module
 from nearfield_index.writes import PutPoints
 
@@ -370,13 +371,13 @@ def test_filters_that_name_ids_are_not_cached(engine: Engine, collection: Collec
 
 
 def test_the_cache_of_bitmaps_is_bounded_by_what_they_hold() -> None:
-    cache = BitmapCache()
+    cache = FilterCache()
     for number in range(400):
-        made = cache.get(match_any("n", Values.of(numbers=[number])), lambda: Bitmap.all(1_000_000))
-        made.rows()  # 64 times the size of the bits
+        made = cache.get(match_any("n", Values.of(numbers=[number])), lambda: Known(Bitmap.all(1_000_000)))
+        made.bitmap.rows()  # 64 times the size of the bits
     held = cache._held.values()
-    assert len(held) <= 256
-    assert sum(bitmap.nbytes for bitmap in list(held)[:-1]) <= 16 * 1024 * 1024 + 8_000_000
+    assert len(held) <= 1_024
+    assert sum(each.bitmap.nbytes for each in list(held)[:-1]) <= 16 * 1024 * 1024 + 8_000_000
 
 
 # ------------------------------------------------------------------ sequences

@@ -164,6 +164,8 @@ def compile_where(where: Expression | Mapping[str, Any] | None, field: str = "wh
 
 
 def _wire_value(value: Any) -> Any:
+    if type(value) in (str, int, bool):
+        return value
     if isinstance(value, Expression):
         return value.to_wire()
     if isinstance(value, Mapping):

@@ -55,6 +55,11 @@ class Searcher(Protocol):
     def kind(self) -> str: ...
 
     @property
+    def is_graph(self) -> bool:
+        """Whether it walks the same way whatever the filter, which then is better put to what the walk has found."""
+        ...
+
+    @property
     def efforts(self) -> tuple[int, ...]:
         """Settings to calibrate, cheap to expensive; empty when every answer is exact."""
         ...

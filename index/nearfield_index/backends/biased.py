@@ -80,6 +80,7 @@ class BiasedHnsw:
 
     kind: ClassVar[str] = "hnsw"
     efforts: ClassVar[tuple[int, ...]] = (*Hnsw.efforts, 1536, 2048)
+    is_graph: ClassVar[bool] = True
 
     def __init__(self, graph: Any, storage: Any, keep: object, nbytes: int, strength: float = 1.0) -> None:
         self._graph = graph
@@ -133,6 +134,7 @@ class BiasedIvf:
 
     kind: ClassVar[str] = "ivf"
     efforts: ClassVar[tuple[int, ...]] = (*Ivf.efforts, 384, 512)
+    is_graph: ClassVar[bool] = False
 
     def __init__(self, raw: Ivf, matrix: Floats, lists: Lists, bias: Floats, strength: float = 1.0) -> None:
         self._raw = raw
@@ -175,6 +177,8 @@ class OverFetch:
     accepts only what is certain: no row beyond the last one fetched could still belong, whatever its bias. Doubles
     what it fetches until that holds; past its bound it scans.
     """
+
+    is_graph: ClassVar[bool] = False  # a filter must be heeded while fetching, or nothing is certain
 
     def __init__(self, raw: Searcher, matrix: Floats, bias: Floats, strength: float = 1.0) -> None:
         self._raw = raw

@@ -24,6 +24,7 @@ class Exact:
 
     kind: ClassVar[str] = "exact"
     efforts: ClassVar[tuple[int, ...]] = ()
+    is_graph: ClassVar[bool] = False
 
     def __init__(self, space: Space) -> None:
         self._vectors = space.vectors
@@ -54,6 +55,10 @@ def scan(matrix: Floats, flat: Any, queries: Floats, k: int, within: Bitmap | No
     if within is None or within.count == len(matrix):
         return search_matrix(matrix, queries, k) if flat is None else search_flat(flat, queries, k)
     rows = within.rows()
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    if last - first == len(rows):  # one after the other: nothing to pick out
+        found, at = scan(matrix[first:last], None, queries, k, None)
+        return found, np.where(at >= 0, at + first, -1)
     if flat is None or len(queries) >= _GATHER_QUERIES:
         return search_gathered(matrix, queries, k, rows)
     selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))

@@ -27,6 +27,7 @@ class Hnsw:
 
     kind: ClassVar[str] = "hnsw"
     efforts: ClassVar[tuple[int, ...]] = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+    is_graph: ClassVar[bool] = True
 
     def __init__(self, graph: Any, space: Space, nbytes: int) -> None:
         self._graph = graph

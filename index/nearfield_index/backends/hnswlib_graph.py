@@ -24,6 +24,7 @@ class HnswlibGraph:
 
     kind: ClassVar[str] = "hnswlib"
     efforts: ClassVar[tuple[int, ...]] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
+    is_graph: ClassVar[bool] = True
 
     def __init__(self, graph: Any, space: Space, nbytes: int) -> None:
         self._graph = graph

@@ -18,6 +18,7 @@ class Ivf:
 
     kind: ClassVar[str] = "ivf"
     efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    is_graph: ClassVar[bool] = False
 
     def __init__(self, space: Space) -> None:
         self._space = space

@@ -7,6 +7,7 @@ product is then ``(|q|^2 - |q - x|^2) / 2``, the same order. Scores given to use
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +31,9 @@ def stored(vectors: Floats, metric: Metric) -> Floats:
     """Rows as they are stored and searched, ``(n, columns)`` float32."""
     if metric is Metric.DOT:
         return vectors
+    if len(vectors) == 1 and metric is Metric.COSINE:  # one query, the common case
+        doubles = vectors[0].astype(np.float64)
+        return np.asarray(doubles / sqrt(doubles @ doubles), dtype=np.float32).reshape(1, -1)
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     if metric is Metric.COSINE:
         return np.asarray(vectors / np.sqrt(squares)[:, None], dtype=np.float32)

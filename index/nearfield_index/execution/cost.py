@@ -1,4 +1,4 @@
-"""What was measured about a segment's field: recall and time per setting, and the price of a scanned row."""
+"""What was measured about a segment's field: what a scanned row costs, and what recall each effort reaches."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+
 _REMEMBERED = 512
 
-PRODUCT_QUERIES = 16
-"""From so many queries on, an exact answer is a matrix product."""
+GATHERED_QUERIES = 4
+"""From so many queries on, an exact answer copies its rows once and is a matrix product."""
+
+DEPTHS = (10, 14, 20, 28, 40, 56, 80, 112, 160, 224, 320, 448, 640, 896, 1_024)
+"""How far down the true ranking the recall of a graph search is measured."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One effort of a backend with the recall (a cautious estimate) and microseconds a query it came to."""
+    """One effort of a backend with the recall (a cautious estimate) and microseconds a query it comes to."""
 
     effort: int
     recall: float
@@ -23,11 +30,25 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """A graph search at one effort: microseconds a query, and by ``DEPTHS`` the recall at that depth.
+
+    A graph is walked the same way whatever the filter, which only chooses among what was found. So one measurement
+    without a filter serves all of them: ``k`` hits under a filter that passes one row in five are the nearest
+    ``5 k``, less those that do not pass.
+    """
+
+    effort: int
+    us: float
+    recall: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Curve:
     """Settings, cheap to expensive, measured at ``k`` for filters that pass ``selectivity`` of the rows.
 
-    ``shape`` says which rows: ``all``, a ``random`` set, or a ``run`` of neighbouring clusters (a filter that goes
-    with the vectors, which a graph finds much harder).
+    For backends that look at passing rows only. ``shape`` says which rows: ``all``, a ``random`` set, or a ``run``
+    of neighbouring clusters (a filter that goes with the vectors).
     """
 
     selectivity: float
@@ -37,51 +58,113 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Measured on ``source`` (``queries`` or ``rows``): curves, and microseconds of an exact scan a row.
+class Prices:
+    """Microseconds of an exact scan on one thread: of a call, and of a row.
 
-    ``scan_us`` holds for the whole matrix read in order, ``gather_us`` for rows picked out of it, both for one
-    query; ``product_us`` for each query of a batch, which shares one matrix product.
+    ``scan_us``: rows that follow each other, one query. ``gather_us``: rows picked out, one query. ``copy_us`` and
+    ``product_us``: rows picked out for many queries, once a row and once a row and query.
     """
+
+    call_us: float
+    scan_us: float
+    gather_us: float
+    copy_us: float
+    product_us: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured on ``source`` (``queries`` or ``rows``): prices of exact scans, reaches of a graph, curves of lists."""
 
     source: str
     samples: int
-    scan_us: float
-    gather_us: float
-    product_us: float
-    curves: tuple[Curve, ...]
-    _known: dict[tuple[float, int, float, bool], Setting | None] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    prices: Prices
+    reaches: tuple[Reach, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    _known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def least_us(self) -> float:
         """What the cheapest setting of all costs a query."""
-        return min((s.us for curve in self.curves for s in curve.settings), default=0.0)
+        every = [*(r.us for r in self.reaches), *(s.us for curve in self.curves for s in curve.settings)]
+        return min(every, default=0.0)
 
-    def exact_us(self, rows: int, *, whole: bool, queries: int) -> float:
+    def exact_us(self, rows: float, *, contiguous: bool, queries: int) -> float:
         """What an exact answer over ``rows`` costs a query, in microseconds."""
-        if queries >= PRODUCT_QUERIES:
-            return rows * self.product_us
-        return rows * (self.scan_us if whole else self.gather_us)
+        prices = self.prices
+        if queries >= GATHERED_QUERIES:
+            return (
+                prices.call_us + rows * (0.0 if contiguous else prices.copy_us)
+            ) / queries + rows * prices.product_us
+        return rows * (prices.scan_us if contiguous else prices.gather_us)
+
+    def at_depth(self, depth: float, target: float, *, least: int = 0) -> Setting | None:
+        """The cheapest graph setting that reaches the target at this depth; None when none was seen to.
+
+        ``least`` is an effort that must not be gone below.
+        """
+        rounded = float(f"{depth:.2g}")
+        key = ("depth", rounded, target, least)
+        if key not in self._known:
+            found = self._find_depth(max(rounded, DEPTHS[0]), self._aim(target))
+            self._remember(key, found if found is None or found.effort >= least else self._at_effort(least, found))
+        known: Setting | None = self._known[key]
+        return known
+
+    def _at_effort(self, effort: int, reached: Setting) -> Setting | None:
+        """A setting of more effort than one that reaches already; None past what was measured."""
+        if not self.reaches or effort > self.reaches[-1].effort:
+            return None
+        us = float(np.interp(effort, [r.effort for r in self.reaches], [r.us for r in self.reaches]))
+        return Setting(effort, reached.recall, us)
+
+    def _find_depth(self, depth: float, target: float) -> Setting | None:
+        before: Setting | None = None
+        for reach in self.reaches:
+            if reach.effort < depth:
+                continue
+            here = Setting(reach.effort, float(np.interp(depth, DEPTHS[: len(reach.recall)], reach.recall)), reach.us)
+            if here.recall >= target:
+                return here if before is None else _between(before, here, target)
+            before = here
+        return None
+
+    def found(self, effort: int) -> Doubles:
+        """By place in a graph search's own ranking (0 first), how sure one may be that nothing before it is missing.
+
+        Float64, as long as ``effort``: the share of the truly nearest at that place that a search finds.
+        """
+        key = ("found", effort)
+        if key not in self._known:
+            self._remember(key, self._found(effort))
+        known: Doubles = self._known[key]
+        return known
+
+    def _found(self, effort: int) -> Doubles:
+        below = max((r for r in self.reaches if r.effort <= effort), key=lambda r: r.effort, default=None)
+        above = min((r for r in self.reaches if r.effort >= effort), key=lambda r: r.effort, default=below)
+        if below is None or above is None:
+            return np.zeros(effort)
+        depths = np.arange(1, effort + 1)
+        low, high = (np.interp(depths, DEPTHS[: len(r.recall)], r.recall) for r in (below, above))
+        weight = 0.0 if above is below else (effort - below.effort) / (above.effort - below.effort)
+        total = depths * (low + weight * (high - low))
+        each = np.clip(np.diff(total, prepend=0.0), 0.0, 1.0)
+        return np.minimum.accumulate(each)
 
     def setting(self, *, selectivity: float, k: int, target: float, clustered: bool = False) -> Setting | None:
-        """The cheapest setting that reaches the target; None when none was seen to.
+        """The cheapest setting of lists that reaches the target; None when none was seen to.
 
         A filter is judged by the next more selective curve that was measured, a k by the next larger one, a
-        ``clustered`` filter by the worse of both shapes. Rows are easier than queries: calibrated on them, half
-        of the allowed loss is kept in hand, 0.01 at most.
+        ``clustered`` filter by the worse of both shapes.
         """
-        asked = (selectivity, k, target, clustered)
-        if asked not in self._known:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[asked] = self._find(selectivity, k, target, clustered)
-        return self._known[asked]
+        key = (selectivity, k, target, clustered)
+        if key not in self._known:
+            self._remember(key, self._find(selectivity, k, self._aim(target), clustered))
+        found: Setting | None = self._known[key]
+        return found
 
     def _find(self, selectivity: float, k: int, target: float, clustered: bool) -> Setting | None:
-        if self.source != "queries":
-            target += min(0.01, (1 - target) / 2)
         shapes = ("random", "run") if clustered else ("random",)
         found = [self._cheapest(shape, selectivity, k, target) for shape in shapes]
         reached = [setting for setting in found if setting is not None]
@@ -94,25 +177,47 @@ class Calibration:
         curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
         return next((s for s in curve.settings if s.recall >= target), None)
 
+    def _aim(self, target: float) -> float:
+        """Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most."""
+        return target if self.source == "queries" else target + min(0.01, (1 - target) / 2)
+
+    def _remember(self, key: Any, value: Any) -> None:
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[key] = value
+
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Calibration:
+        reaches = tuple(Reach(r["effort"], r["us"], tuple(r["recall"])) for r in raw["reaches"])
         curves = tuple(
             Curve(c["selectivity"], c["k"], c["shape"], tuple(Setting(**s) for s in c["settings"]))
             for c in raw["curves"]
         )
-        return cls(raw["source"], raw["samples"], raw["scan_us"], raw["gather_us"], raw["product_us"], curves)
+        return cls(raw["source"], raw["samples"], Prices(**raw["prices"]), reaches, curves)
 
 
 Calibrations = Mapping[tuple[str, str], Calibration]
 """By (segment, field)."""
 
 
+def _between(below: Setting, above: Setting, target: float) -> Setting:
+    """The effort between two measured ones where the target is just reached, both being next to each other."""
+    share = (target - below.recall) / max(1e-9, above.recall - below.recall)
+    effort = int(np.ceil(below.effort + share * (above.effort - below.effort)))
+    return Setting(effort, target, below.us + share * (above.us - below.us))
+
+
 def summary(calibration: Calibration, targets: Sequence[float] = (0.9, 0.95, 0.99)) -> dict[str, object]:
     """What ``describe`` shows: the setting per recall target for k = 10 without a filter."""
-    chosen = {str(t): calibration.setting(selectivity=1.0, k=10, target=t) for t in targets}
+    chosen = {
+        str(t): calibration.at_depth(10, t)
+        if calibration.reaches
+        else calibration.setting(selectivity=1, k=10, target=t)
+        for t in targets
+    }
     return {
         "source": calibration.source,
         "samples": calibration.samples,

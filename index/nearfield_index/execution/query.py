@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -33,8 +32,7 @@ _KEYS = frozenset(
 _EXTRAS = frozenset({"vectors", "text"})
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """What of a stored point goes into a reply: ``attributes`` is all (True), none (False) or some names."""
 
     attributes: bool | tuple[str, ...]
@@ -47,8 +45,11 @@ class Selection:
         return self.attributes is not False or self.vectors or self.text
 
 
-@dataclass(frozen=True)
-class Query:
+_EVERYTHING = Selection(True, False, False)
+_NOTHING = Selection(False, False, False)
+
+
+class Query(NamedTuple):
     """``vectors`` ``(n, dim)`` raw, or ``ids`` whose stored vectors are searched with; one filter or one each."""
 
     field: str
@@ -67,7 +68,7 @@ class Query:
     hubness_strength: float | None = None
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of queries."""
         if self.vectors is not None:
             return len(self.vectors)
@@ -177,8 +178,7 @@ def _parse_known(body: object, at: str, schema: Schema, limits: Limits, known: d
 def _parse_one(body: object, at: str, schema: Schema, limits: Limits) -> Expr | None:
     if body is None:
         return None
-    declared = {name: str(kind) for name, kind in schema.attributes.items()}
-    expr = parse_filter(body, declared=declared, limits=limits, where=at)
+    expr = parse_filter(body, declared=schema.declared, limits=limits, where=at)
     return None if isinstance(expr, Everything) else expr
 
 
@@ -190,6 +190,8 @@ def parse_filter_of(body: Mapping[str, Any], *, schema: Schema, limits: Limits, 
 def parse_selection(body: Mapping[str, Any]) -> Selection:
     """The ``select`` and ``with`` keys of a request."""
     select = body.get("select", True)
+    if type(select) is bool and body.get("with") is None:
+        return _EVERYTHING if select else _NOTHING
     if isinstance(select, np.ndarray):
         select = select.tolist()
     if select is None:

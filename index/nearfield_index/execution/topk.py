@@ -2,48 +2,94 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from nearfield_index.segments.part import LivePart, Part
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
+Keys = Callable[[], tuple[Ints, Ints]]
+"""Tie keys and row keys of candidates, looked up only where scores are equal."""
 
-@dataclass(frozen=True)
-class Candidates:
-    """Per query (first axis) scored rows of parts; a row of -1 is no candidate. All arrays ``(n, m)``."""
+
+class Candidates(NamedTuple):
+    """Per query (first axis) scored rows of parts with their row keys; a key of -1 is no candidate. All ``(n, m)``."""
 
     scores: Doubles
     parts: Ints
     rows: Ints
     pks: Ints
-    ties: Ints
 
     @classmethod
     def none(cls, n: int) -> Candidates:
         empty = np.empty((n, 0), dtype=np.int64)
-        return cls(np.empty((n, 0)), empty, empty, empty, empty)
+        return cls(np.empty((n, 0)), empty, empty, empty)
 
     def take(self, order: Ints) -> Candidates:
         """The candidates at ``order`` along the second axis."""
-        if len(order) == 1:  # one query, the common case: plain indexing costs a third
-            return Candidates(*(a[:, order[0]] for a in self._arrays()))
-        return Candidates(*(np.take_along_axis(a, order, 1) for a in self._arrays()))
-
-    def _arrays(self) -> tuple[Any, ...]:
-        return self.scores, self.parts, self.rows, self.pks, self.ties
+        return Candidates(*(_along(array, order) for array in self))
 
 
-def merge(found: list[Candidates], k: int) -> Candidates:
-    """The best k per query, best first: ties by tie key, then by row key, so that no layout shows through."""
+def merge(found: Sequence[tuple[int, Ints, Doubles]], parts: Sequence[LivePart], k: int) -> Candidates:
+    """The best k per query of the ``(part number, rows, scores)`` that parts gave, best first.
+
+    Ties go by tie key, then by row key, so that no layout shows through.
+    """
     if len(found) == 1:
-        joined = found[0]
-    else:
-        arrays = zip(*(c._arrays() for c in found), strict=True)
-        joined = Candidates(*(np.concatenate(a, axis=1) for a in arrays))
-    if joined.scores.shape[1] == 0:
-        return joined
-    order = np.lexsort((joined.pks, joined.ties, -joined.scores), axis=-1)[:, :k]
-    return joined.take(order)
+        number, rows, scored = found[0]
+        if len(rows) == 1:  # one query of one part, the common case, at half the price
+            order = (-scored[0]).argsort(kind="stable")[: k + 1]
+            top = scored[0][order]
+            if not (top[1:] == top[:-1]).any() and rows.size and rows.min() >= 0:
+                kept = rows[:, order[:k]]
+                return Candidates(top[None, :k], np.full_like(kept, number), kept, parts[number].part.pks[kept])
+        rows, scored = best(parts[number].part, rows, scored, k)
+        pks = _keys_at(parts[number].part.pks, rows)
+        return Candidates(scored, np.full_like(rows, number), rows, pks)
+    rows = np.concatenate([rows for _, rows, _ in found], axis=1)
+    scored = np.concatenate([scored for _, _, scored in found], axis=1)
+    pks = np.concatenate([_keys_at(parts[number].part.pks, rows) for number, rows, _ in found], axis=1)
+
+    def keys() -> tuple[Ints, Ints]:
+        ties = [_keys_at(parts[number].part.ties, rows) for number, rows, _ in found]
+        return np.concatenate(ties, axis=1), pks
+
+    order = _order(scored, k, keys)
+    columns = np.repeat([number for number, _, _ in found], [rows.shape[1] for _, rows, _ in found])
+    numbers = np.broadcast_to(columns, rows.shape)
+    return Candidates(*(_along(array, order) for array in (scored, numbers, rows, pks)))
+
+
+def best(part: Part, rows: Ints, scored: Doubles, k: int) -> tuple[Ints, Doubles]:
+    """The best k rows of one part for each query, best first; ties by tie key, then by row key."""
+    order = _order(scored, k, lambda: (_keys_at(part.ties, rows), _keys_at(part.pks, rows)))
+    return _along(rows, order), _along(scored, order)
+
+
+def _order(scored: Doubles, k: int, keys: Keys) -> Ints:
+    order = (-scored).argsort(axis=1, kind="stable")
+    top = _along(scored, order[:, : k + 1])
+    equal = top[:, 1:] == top[:, :-1]
+    if equal.any() and (equal & np.isfinite(top[:, 1:])).any():
+        ties, pks = keys()
+        order = np.lexsort((pks, ties, -scored), axis=-1)
+    cut: Ints = order[:, :k]
+    return cut
+
+
+def _along(array: Any, order: Ints) -> Any:
+    if len(order) == 1:  # one query, the common case: plain indexing costs a third
+        return array[:, order[0]]
+    return np.take_along_axis(array, order, 1)
+
+
+def _keys_at(keys: Ints, rows: Ints) -> Ints:
+    """The keys of rows; -1 where there is none."""
+    if rows.size and rows.min() >= 0:
+        return keys[rows]
+    found: Ints = np.where(rows >= 0, keys[np.maximum(rows, 0)], -1) if len(keys) else np.full_like(rows, -1)
+    return found

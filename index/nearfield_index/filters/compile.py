@@ -1,4 +1,4 @@
-"""A filter tree over one immutable set of rows becomes a bitmap. No step loops over rows."""
+"""A filter tree meets the columns of one immutable set of rows. No step loops over rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nearfield_index.bitmap import SPARSE_SHARE, Bitmap
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.filters.compiled import Both, Compiled, Either, Known, Places, Rest, Span
 from nearfield_index.filters.expr import (
     All,
     And,
@@ -26,112 +27,113 @@ from nearfield_index.filters.expr import (
     Values,
 )
 from nearfield_index.storage.columns import Attribute, Columns, SortedPart
-from nearfield_index.storage.postings import RowIds
+from nearfield_index.storage.postings import Positions, Postings
 
 IdsLookup = Callable[[Sequence[int | str]], npt.NDArray[np.integer]]
 
 _EXACT_FLOAT = 2**53
 
 
-def compile_filter(expr: Expr, columns: Columns, ids_lookup: IdsLookup) -> Bitmap:
-    """The rows of ``columns`` that pass ``expr``.
+def compile_filter(expr: Expr, columns: Columns, ids_lookup: IdsLookup) -> Compiled:
+    """The filter over the rows of ``columns``; nothing but the places of its values is looked up yet.
 
     ``ids_lookup`` takes ids and returns the rows (any integer dtype, any order) of those that are here.
     """
     n = columns.n
     match expr:
         case Everything():
-            return Bitmap.all(n)
+            return Known(Bitmap.all(n))
         case Nothing():
-            return Bitmap.none(n)
+            return Known(Bitmap.none(n))
         case Ids(ids):
-            return Bitmap.from_rows(n, np.asarray(ids_lookup(ids), np.int64), ordered=False)
+            return Known(Bitmap.from_rows(n, np.asarray(ids_lookup(ids), np.int64), ordered=False))
         case And(children):
-            return _conjunction(children, columns, ids_lookup)
+            return _all_of(n, [compile_filter(child, columns, ids_lookup) for child in children])
         case Or(children):
-            passed = Bitmap.none(n)
-            for child in children:
-                passed |= compile_filter(child, columns, ids_lookup)
-            return passed
+            return Either(n, [compile_filter(child, columns, ids_lookup) for child in children])
         case Not(child):
-            return ~compile_filter(child, columns, ids_lookup)
+            return Rest(compile_filter(child, columns, ids_lookup))
         case _:
             return _leaf(expr, columns)
 
 
-def _conjunction(children: Sequence[Expr], columns: Columns, ids_lookup: IdsLookup) -> Bitmap:
-    """Positive children first, few rows before many, then the negated ones taken away; stops once empty."""
-    wanted = [compile_filter(child, columns, ids_lookup) for child in children if not isinstance(child, Not)]
-    passed = Bitmap.all(columns.n)
-    for bitmap in sorted(wanted, key=len):
-        passed &= bitmap
-    for child in children:
-        if isinstance(child, Not) and passed.count:
-            passed -= compile_filter(child.child, columns, ids_lookup)
-    return passed
-
-
-def _leaf(expr: Expr, columns: Columns) -> Bitmap:
+def _leaf(expr: Expr, columns: Columns) -> Compiled:
     n = columns.n
     match expr:
         case Match(name, values) if attribute := columns.attribute(name):
-            parts = _rows_of_values(attribute, values)
-            if len(parts) == 1 and len(values) == 1:
-                return Bitmap.from_rows(n, parts[0])
-            return Bitmap.from_rows(n, _joined(parts), ordered=False)
+            return _any_of(n, _places(attribute, values))
         case All(name, values) if attribute := columns.attribute(name):
-            return _rows_of_all(attribute, values)
+            return Known(_rows_of_all(attribute, values))
         case Range(name) if attribute := columns.attribute(name):
-            return Bitmap.from_rows(n, _joined(_rows_in_range(attribute, expr)), ordered=False)
+            return _any_of(n, _spans(attribute, expr))
         case Prefix(name, value) if (attribute := columns.attribute(name)) and attribute.keyword:
-            first, last = attribute.keyword.words.prefix(value)
-            return Bitmap.from_rows(n, attribute.keyword.postings.span(first, last), ordered=False)
+            return Span(n, attribute.keyword.postings, *attribute.keyword.words.prefix(value))
         case Exists(name) if attribute := columns.attribute(name):
-            return attribute.exists
+            return Known(attribute.exists)
         case _:
-            return Bitmap.none(n)
+            return Known(Bitmap.none(n))
 
 
-def _joined(parts: Sequence[RowIds]) -> RowIds:
+def _all_of(n: int, parts: Sequence[Compiled]) -> Compiled:
+    """The conjunction; runs of values of one attribute become one run where no row holds several values."""
+    kept: list[Compiled] = []
+    for part in parts:
+        for place, other in enumerate(kept):
+            joined = part.within(other) if isinstance(part, Span) and isinstance(other, Span) else None
+            if joined is not None:
+                kept[place] = joined
+                break
+        else:
+            kept.append(part)
+    return kept[0] if len(kept) == 1 else Both(n, kept)
+
+
+def _any_of(n: int, parts: Sequence[Compiled]) -> Compiled:
     if not parts:
-        return np.empty(0, np.int32)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return Known(Bitmap.none(n))
+    return parts[0] if len(parts) == 1 else Either(n, parts)
 
 
-def _rows_of_values(attribute: Attribute, values: Values) -> list[RowIds]:
-    """Rows of each of ``values`` that occurs, an array per class; a row with several comes several times."""
-    parts: list[RowIds] = []
+def _places(attribute: Attribute, values: Values) -> list[Compiled]:
+    """Where the values that occur are held, one part per class."""
+    n = attribute.n
+    parts: list[Compiled] = []
     if values.keywords and attribute.keyword:
-        parts.append(attribute.keyword.postings.take(attribute.keyword.words.find(values.keywords)))
-    whole = np.array([v for v in values.numbers if isinstance(v, int)], np.int64)
-    floats = np.array([v for v in values.numbers if isinstance(v, float)], np.float64)
-    wanted: tuple[tuple[str, npt.NDArray[np.generic]], ...] = (
-        ("integer", whole),
-        ("float", floats),
-        ("bool", np.array(values.bools, np.uint8)),
-        ("datetime", np.array(values.instants, np.int64)),
+        found = attribute.keyword.words.find(values.keywords)
+        parts.append(_at(n, attribute.keyword.postings, found))
+    numbers = values.numbers
+    wanted: tuple[tuple[str, Sequence[float], type[np.generic]], ...] = (
+        ("integer", [v for v in numbers if isinstance(v, int)], np.int64),
+        ("float", [v for v in numbers if isinstance(v, float)], np.float64),
+        ("bool", values.bools, np.uint8),
+        ("datetime", values.instants, np.int64),
     )
-    for name, operands in wanted:
-        part = attribute.sorted.get(name)
-        if part is not None and len(operands):
-            places = np.minimum(np.searchsorted(part.values, operands), len(part.values) - 1)
-            parts.append(part.postings.take(places[part.values[places] == operands]))
-    return [part for part in parts if len(part)]
+    for name, operands, kind in wanted:
+        part = attribute.sorted.get(name) if len(operands) else None
+        if part is not None:
+            sought = np.array(operands, kind)
+            places = np.minimum(part.values.searchsorted(sought), len(part.values) - 1)
+            parts.append(_at(n, part.postings, places[part.values[places] == sought]))
+    return parts
+
+
+def _at(n: int, postings: Postings, positions: Positions) -> Compiled:
+    if len(positions) == 1:
+        first = int(positions[0])
+        return Span(n, postings, first, first + 1)
+    return Places(n, postings, positions)
 
 
 def _rows_of_all(attribute: Attribute, values: Values) -> Bitmap:
-    """Rows that occur once for every value: within a value rows are distinct, so counting is enough."""
-    rows = _joined(_rows_of_values(attribute, values))
-    if len(rows) * SPARSE_SHARE > attribute.n:
-        return Bitmap.from_mask(np.bincount(rows, minlength=attribute.n) == len(values))
-    distinct, times = np.unique(rows, return_counts=True)
-    return Bitmap.from_rows(attribute.n, distinct[times == len(values)])
+    """Rows that hold every value: those of the rarest, narrowed by the others."""
+    single = [_any_of(attribute.n, _places(attribute, each)) for each in values.each()]
+    return Both(attribute.n, single).bitmap
 
 
-def _rows_in_range(attribute: Attribute, expr: Range) -> list[RowIds]:
-    """Rows with a value in the range: one slice of the postings per class of values."""
+def _spans(attribute: Attribute, expr: Range) -> list[Compiled]:
+    """The values in the range: one run of them per class."""
     names = ("integer", "float") if expr.kind == "number" else ("datetime",)
-    parts: list[RowIds] = []
+    parts: list[Compiled] = []
     for name in names:
         part = attribute.sorted.get(name)
         if part is None:
@@ -142,7 +144,7 @@ def _rows_in_range(attribute: Attribute, expr: Range) -> list[RowIds]:
         if expr.upper is not None:
             last = _cut(part, name, expr.upper, after=expr.upper_inclusive)
         if first < last:
-            parts.append(part.postings.span(first, last))
+            parts.append(Span(attribute.n, part.postings, first, last))
     return parts
 
 
@@ -152,10 +154,10 @@ def _cut(part: SortedPart, name: str, bound: Number, *, after: bool) -> int:
         # Floats of this part are either not whole, hence below 2**52 in size, or past 64 bits: every whole
         # bound from 2**53 up to 64 bits cuts them at one place, and a float holds 2**53 exactly.
         exact = float(max(-_EXACT_FLOAT, min(bound, _EXACT_FLOAT))) if isinstance(bound, int) else bound
-        return int(np.searchsorted(part.values, np.float64(exact), "right" if after else "left"))
+        return int(part.values.searchsorted(np.float64(exact), "right" if after else "left"))
     if isinstance(bound, float):
         if not -(2.0**63) <= bound < 2.0**63:
             return 0 if bound < 0 else len(part.values)
         # a bound between two integers: equality is impossible, so both ends of it cut before the next integer
-        return int(np.searchsorted(part.values, np.int64(math.ceil(bound)), "left"))
-    return int(np.searchsorted(part.values, np.int64(bound), "right" if after else "left"))
+        return int(part.values.searchsorted(np.int64(math.ceil(bound)), "left"))
+    return int(part.values.searchsorted(np.int64(bound), "right" if after else "left"))

@@ -64,6 +64,15 @@ class Values:
     def __len__(self) -> int:
         return len(self.keywords) + len(self.numbers) + len(self.bools) + len(self.instants)
 
+    def each(self) -> list[Values]:
+        """Every value as a set of its own."""
+        return [
+            *(Values(keywords=(value,)) for value in self.keywords),
+            *(Values(numbers=(value,)) for value in self.numbers),
+            *(Values(bools=(value,)) for value in self.bools),
+            *(Values(instants=(value,)) for value in self.instants),
+        ]
+
     def __or__(self, other: Values) -> Values:
         return Values.of(
             keywords=self.keywords + other.keywords,
@@ -258,6 +267,9 @@ def negate(expr: Expr) -> Expr:
 
 def all_of(parts: Iterable[Expr]) -> Expr:
     """The conjunction; Everything when there are no parts."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
     gathered = _Gathered()
     for part in parts:
         for child in part.children if isinstance(part, And) else (part,):
@@ -280,6 +292,9 @@ def all_of(parts: Iterable[Expr]) -> Expr:
 
 def any_of(parts: Iterable[Expr]) -> Expr:
     """The disjunction; Nothing when there are no parts."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return parts[0]
     gathered = _Gathered()
     for part in parts:
         for child in part.children if isinstance(part, Or) else (part,):

@@ -24,6 +24,8 @@ def refuse(message: str, path: str, *, code: str = "filter_operand", hint: str, 
 
 def step(path: str, name: object) -> str:
     """``path`` with one more name; a long or unencodable name is cut to what an error may carry."""
+    if type(name) is str and name.isascii() and len(name) <= _PATH_NAME_LENGTH:
+        return f"{path}.{name}"
     text = name if isinstance(name, str) else type(name).__name__
     text = text.encode("utf-8", "replace").decode()
     return f"{path}.{text if len(text) <= _PATH_NAME_LENGTH else text[:_PATH_NAME_LENGTH] + '..'}"
@@ -33,6 +35,8 @@ def is_text(value: object) -> bool:
     """Whether it is a string that UTF-8 can hold."""
     if not isinstance(value, str):
         return False
+    if value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -56,6 +60,8 @@ def flag(value: object, path: str) -> bool:
 
 def number(value: object, path: str) -> Number:
     """A finite number in canonical form; raises InvalidRequest."""
+    if type(value) is int and _INT64_MIN <= value < _ID_END:
+        return value
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -61,7 +61,7 @@ class _Parser:
 
     def group(self, body: object, path: str, depth: int) -> Expr:
         """A filter object: all of its keys must hold."""
-        if not isinstance(body, Mapping):
+        if type(body) is not dict and not isinstance(body, Mapping):
             raise refuse(
                 "a filter must be an object",
                 path,
@@ -141,7 +141,7 @@ class _Parser:
         if operand is None:
             self._condition(path)
             return negate(Exists(name))
-        if not isinstance(operand, Mapping):
+        if type(operand) is not dict and not isinstance(operand, Mapping):
             self._condition(path)
             return match_any(name, operands.conform(operands.scalar(operand, path), self.declared.get(name), path))
         bounds: dict[str, object] = {}
@@ -159,11 +159,12 @@ class _Parser:
         self, operand: Mapping[Any, object], allowed: tuple[str, ...], path: str
     ) -> Iterator[tuple[str, object]]:
         """The operators of one object, each checked to be one and counted."""
-        hint = f"one of {', '.join(allowed)}"
         if not operand:
+            hint = f"one of {', '.join(allowed)}"
             raise refuse("the object has no operator", path, code="filter_operator", hint=hint)
         for operator, value in operand.items():
             if operator not in allowed:
+                hint = f"one of {', '.join(allowed)}"
                 if allowed is OPERATORS:
                     hint += '; nested attributes are named with dots, as in "size.width"'
                 raise refuse("there is no such operator", step(path, operator), code="filter_operator", hint=hint)

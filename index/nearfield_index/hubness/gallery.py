@@ -12,7 +12,7 @@ from nearfield_index.backends.biased import scan_biased
 from nearfield_index.backends.exact import nothing
 from nearfield_index.backends.space import Biaser, ItemBiases
 from nearfield_index.segments.normal import NormalField
-from nearfield_index.segments.part import FieldPart
+from nearfield_index.segments.part import FieldPart, LivePart
 from nearfield_index.segments.view import View
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -36,12 +36,8 @@ class Gallery:
             here = live.part.fields.get(field)
             if here is None or not len(here):
                 continue
-            rows = np.arange(len(here))
-            matrix = here.matrix
-            if live.live is not None:
-                rows = here.translate(live.live).rows()
-                matrix = here.matrix[rows]
-            parts.append(matrix)
+            rows = _alive(live, here)
+            parts.append(here.matrix if len(rows) == len(here) else here.matrix[rows])
             keys.append(live.part.pks[here.part_rows(rows)])
         return cls(parts, np.concatenate(keys))
 
@@ -96,8 +92,15 @@ def biases_of(view: View, field: str, fit: Biaser, faces: Mapping[str, FieldPart
         here = live.part.fields.get(field)
         if here is None or not len(here):
             continue
-        rows = np.arange(len(here)) if live.live is None else here.translate(live.live).rows()
+        rows = _alive(live, here)
         face = faces.get(live.part.name)
         items = face.known if isinstance(face, NormalField) else fit.of(here.matrix)
         found.append(items.take(rows))
     return found
+
+
+def _alive(live: LivePart, here: FieldPart) -> Keys:
+    """The rows of a field's matrix whose points are alive."""
+    if not live.dead.count:
+        return np.arange(len(here))
+    return np.flatnonzero(~live.dead.mask()[here.part_rows(np.arange(len(here)))])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nearfield_index.errors import InvalidRequest
+from nearfield_index.execution.batch import Report, Search
 from nearfield_index.execution.cost import Calibrations
 from nearfield_index.execution.query import Query
-from nearfield_index.execution.run import Report, Search, run
+from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
 from nearfield_index.hubness.fit import Fit
 from nearfield_index.ranking.bias import Method
@@ -85,21 +86,20 @@ def search_normalised(
         variants = _gates(view, search, metric, calibrations, find_keys, report)
     if not fit.gate:
         use = BiasUse(fit.version, strength)
-        found, report = run(view, replace(search, bias=use), metric, calibrations, find_keys)
+        found, report = run(view, search._replace(bias=use), metric, calibrations, find_keys)
         return found, report, Normalised(fit, strength, variants)
     answers: list[tuple[Ints, Candidates]] = []
     for variant in np.unique(variants).tolist():
         members = np.flatnonzero(variants == variant)
         use_or_none = None if variant == _RAW else BiasUse(fit.version, strength, variant)
-        one = replace(
-            search,
+        one = search._replace(
             vectors=search.vectors[members],
             filters=search.filters if len(search.filters) == 1 else [search.filters[m] for m in members.tolist()],
             bias=use_or_none,
         )
         part, ran = run(view, one, metric, calibrations, find_keys)
         if use_or_none is None and metric is Metric.L2:
-            part = replace(part, scores=part.scores * np.abs(part.scores) / 2)
+            part = part._replace(scores=part.scores * np.abs(part.scores) / 2)
         answers.append((members, part))
         report.ran += ran.ran
         report.groups += [(members[rows], plan) for rows, plan in ran.groups]
@@ -116,8 +116,10 @@ def _gates(
 ) -> Ints:
     """Which bias each query gets: its raw best item (among those that pass its filter) must be one that some query
     of the bank has for its best; with two banks each has its own say."""
-    first, ran = run(view, replace(search, k=1), metric, calibrations, find_keys)
+    first, ran = run(view, search._replace(k=1), metric, calibrations, find_keys)
     report.ran += ran.ran
+    if not first.rows.shape[1]:
+        return np.full(len(search.vectors), _RAW, dtype=np.int64)
     flags = np.zeros((len(search.vectors), 2), dtype=np.bool_)
     banks = 1
     for number, live in enumerate(view.parts):
@@ -135,14 +137,13 @@ def _gates(
 
 def joined(answers: Sequence[tuple[Ints, Candidates]], count: int, k: int) -> Candidates:
     """Answers of parts of a batch in the order of the batch, ``(count, k)``."""
-    out = Candidates(np.full((count, k), -np.inf), *(np.full((count, k), -1, dtype=np.int64) for _ in range(4)))
+    out = Candidates(np.full((count, k), -np.inf), *(np.full((count, k), -1, dtype=np.int64) for _ in range(3)))
     for members, found in answers:
         width = found.scores.shape[1]
         out.scores[members, :width] = found.scores
         out.parts[members, :width] = found.parts
         out.rows[members, :width] = found.rows
         out.pks[members, :width] = found.pks
-        out.ties[members, :width] = found.ties
     return out
 
 

@@ -1,9 +1,9 @@
 """Which setting reaches which recall: measured on queries against exact answers, on this machine.
 
 Rows of a collection are easier than queries. Real queries are used where there are enough; until then the worse
-of held-out rows and rows with noise of their own length (spread as the data is) counts. Filters are tried at
-several selectivities, each as a random set of rows and as a run of neighbouring clusters (a filter that goes with
-the vectors).
+of held-out rows and rows with noise of their own length (spread as the data is) counts. A graph is measured without
+a filter at every depth. Lists are measured behind filters of several selectivities, each as a random set of rows and
+as a run of neighbouring clusters (a filter that goes with the vectors).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import xxhash
 from nearfield_index.backends.base import Searcher
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Calibration, Curve, Setting
-from nearfield_index.execution.run import exact_rows
+from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.exact import exact_rows
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.storage.atomic import replace_file
 
@@ -61,24 +61,63 @@ class _Probe:
 
 def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[[float], None]) -> Calibration:
     """Measure a field of an indexed segment. ``sample``: raw real queries ``(n, dim)``, used if 200 or more."""
+    if len(field) < DEPTHS[0]:
+        return Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))  # nothing but exact answers make sense
     faiss.omp_set_num_threads(threads)
     random = np.random.default_rng(_SEED)
     source, probes = _probes(field, sample, random)
-    scan_us, gather_us, product_us = _scan_costs(field, probes[0].queries)
+    prices = _prices(field, probes[0].queries)
+    samples = sum(len(p.queries) for p in probes)
+    if field.backend is None:
+        return Calibration(source, samples, prices)
+    if field.backend.is_graph:
+        reaches = _reaches(field, field.backend, probes, limit_us=prices.scan_us * len(field), step=step)
+        return Calibration(source, samples, prices, reaches=reaches)
     curves: list[Curve] = []
-    backend = field.backend
-    shares = [s for s in _SELECTIVITIES if s * len(field) >= 500] if backend is not None else []
+    shares = [s for s in _SELECTIVITIES if s * len(field) >= 500]
     for number, share in enumerate(shares):
-        filters = _filters(len(field), share, random)
         asked = probes if share == 1.0 else [p.first(_FILTERED_SAMPLE) for p in probes]
-        limit = scan_us * len(field) if share == 1.0 else gather_us * share * len(field)
+        limit = prices.scan_us * len(field) if share == 1.0 else prices.gather_us * share * len(field)
         for k in _KS if share >= _WIDE else _KS[:1]:
-            if backend is not None and share * len(field) >= 5 * k:
-                for shape, within in filters:
-                    settings = _measure(field, backend, asked, within, k=k, limit_us=limit)
+            if share * len(field) >= 5 * k:
+                for shape, within in _filters(len(field), share, random):
+                    settings = _measure(field, field.backend, asked, within, k=k, limit_us=limit)
                     curves.append(Curve(share, k, shape, settings))
         step((number + 1) / len(shares))
-    return Calibration(source, sum(len(p.queries) for p in probes), scan_us, gather_us, product_us, tuple(curves))
+    return Calibration(source, samples, prices, curves=tuple(curves))
+
+
+def _reaches(
+    field: FieldPart, graph: Searcher, probes: list[_Probe], *, limit_us: float, step: Callable[[float], None]
+) -> tuple[Reach, ...]:
+    """Every effort of a graph until it costs as much as an exact scan: recall by depth, microseconds a query."""
+    deepest = min(DEPTHS[-1], max(DEPTHS[0], len(field) // 4))
+    depths = [depth for depth in DEPTHS if depth <= deepest]
+    truths = [_without_own(field.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
+    found: list[Reach] = []
+    for number, effort in enumerate(graph.efforts):
+        measured = [depth for depth in depths if depth <= effort]
+        worst = np.ones(len(measured))
+        slowest = 0.0
+        for probe, truth in zip(probes, truths, strict=True):
+            start = time.perf_counter()
+            _, rows = graph.search(probe.queries, effort, effort=effort, within=None)
+            us = (time.perf_counter() - start) * 1e6 / len(probe.queries) * _threads_used(probe.queries)
+            slowest = max(slowest, us)
+            worst = np.minimum(worst, _recall_by_depth(rows, truth, measured))
+        if measured:
+            found.append(Reach(effort, slowest, tuple(worst.tolist())))
+        step((number + 1) / len(graph.efforts))
+        if slowest > limit_us:
+            break
+    return tuple(found)
+
+
+def _recall_by_depth(found: Rows, truth: Rows, depths: list[int]) -> Any:
+    """At each depth the mean share of the true rows down to it that were found, less two standard errors."""
+    hit = np.stack([np.isin(wanted, got) for wanted, got in zip(truth, found, strict=True)])
+    upto = np.cumsum(hit, axis=1)[:, [depth - 1 for depth in depths]] / np.array(depths)
+    return np.maximum(0.0, upto.mean(axis=0) - 2 * upto.std(axis=0) / np.sqrt(len(upto)))
 
 
 def _probes(field: FieldPart, sample: Floats, random: np.random.Generator) -> tuple[str, list[_Probe]]:
@@ -116,27 +155,41 @@ def _filters(n: int, share: float, random: np.random.Generator) -> list[tuple[st
     ]
 
 
-def _scan_costs(field: FieldPart, queries: Floats) -> tuple[float, float, float]:
-    """Microseconds a row and query on one thread: of a whole scan, of rows picked out, of a batch's product."""
+def _prices(field: FieldPart, queries: Floats) -> Prices:
+    """What exact scans cost on one thread, each the median of a few."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     n = len(field)
-    some = Bitmap.from_rows(n, np.sort(np.random.default_rng(_SEED).permutation(n)[: max(1, n // 5)]))
+    random = np.random.default_rng(_SEED)
+    some, few = (
+        Bitmap.from_rows(n, np.sort(random.permutation(n)[: max(1, n // share)])) for share in (5, max(1, n // 50))
+    )
     single = [query.reshape(1, -1) for query in queries[:_TIMED]]
-    batches = [queries[i * _BATCH : (i + 1) * _BATCH] for i in range(3)]
-    costs = [
-        float(np.median([_timed(field, asked, within) for asked in series]))
-        for series, within in ((single, None), (single, some), (batches, some))
-    ]
+    cycled = np.resize(queries, (3 * _BATCH, queries.shape[1]))
+    small, large = ([cycled[i * size : (i + 1) * size] for i in range(3)] for size in (_BATCH // 8, _BATCH))
+    call = _timed(field, single, few)
+    whole, gathered = (_timed(field, single, within) - call for within in (None, some))
+    of_small, of_large = (_timed(field, batches, some) for batches in (small, large))
     faiss.omp_set_num_threads(threads)
-    return costs[0], costs[1], costs[2]
+    product = max(0.0, of_large - of_small) / (len(large[0]) - len(small[0]))
+    copied = max(0.0, of_small - call - product * len(small[0]))
+    return Prices(
+        call_us=call,
+        scan_us=max(0.0, whole) / n,
+        gather_us=max(0.0, gathered) / some.count,
+        copy_us=copied / some.count,
+        product_us=product / some.count,
+    )
 
 
-def _timed(field: FieldPart, queries: Floats, within: Bitmap | None) -> float:
-    rows = len(field) if within is None else within.count
-    start = time.perf_counter()
-    field.scan(queries, 10, within)
-    return (time.perf_counter() - start) * 1e6 / max(1, rows * len(queries))
+def _timed(field: FieldPart, batches: list[Floats], within: Bitmap | None) -> float:
+    """Microseconds of an exact answer to one of the batches, at the median."""
+    taken = []
+    for queries in batches:
+        start = time.perf_counter()
+        exact_rows(field, queries, 10, within)
+        taken.append((time.perf_counter() - start) * 1e6)
+    return float(np.median(taken))
 
 
 def _measure(

@@ -1,7 +1,7 @@
 """Measured recall: a sample of live queries is answered again exactly, later, against the very view they saw.
 
-The sample costs the query a random number; replays run in the background worker and pause fifty times as long as they
-took, so that they stay under 2 % of one core. Estimates are kept per plan and selectivity bucket.
+The sample costs the query a random number; replays run in the background worker and pause for fifty times the processor
+time they took, so that they stay under 2 % of one core. Estimates are kept per plan and selectivity bucket.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from nearfield_index.execution.run import Report, Search, run
+from nearfield_index.execution.batch import Report, Search
+from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FindKeys
@@ -91,6 +92,7 @@ class RecallMonitor:
         self._resume = 0.0
         self._tallies: dict[tuple[str, str], _Tally] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
+        self._cpu_s = 0.0
         self.margin = 0.0
         """Added to targets after a miss was measured."""
 
@@ -130,7 +132,7 @@ class RecallMonitor:
             self._submit(self._replay)
 
     def _replay(self) -> None:
-        start = time.monotonic()
+        start = time.thread_time()
         try:
             while True:
                 with self._lock:
@@ -142,8 +144,10 @@ class RecallMonitor:
                 self._tally(sample, truth.scores[0])
         finally:
             with self._lock:
+                spent = time.thread_time() - start
+                self._cpu_s += spent
                 self._scheduled = False
-                self._resume = time.monotonic() + _REST * (time.monotonic() - start)
+                self._resume = time.monotonic() + _REST * spent
 
     def _tally(self, sample: _Sample, truth: Doubles) -> None:
         wanted = truth[np.isfinite(truth)]
@@ -175,9 +179,9 @@ class RecallMonitor:
 
     def interval(self, report: Report) -> list[float] | None:
         """The measured 95 % interval of a single query's bucket, once there are samples enough to show."""
-        plan = report.plan_of(0)
-        if plan is None:
+        if not report.groups:
             return None
+        plan = report.groups[0][1]
         if plan.kind in ("exact", "none"):
             return [1.0, 1.0]
         with self._lock:
@@ -202,4 +206,10 @@ class RecallMonitor:
                         "interval": [round(low, 4), round(high, 4)],
                     }
                 )
-            return {"rate": self._rate, "margin": round(self.margin, 4), "buckets": buckets, "events": [*self._events]}
+            return {
+                "rate": self._rate,
+                "margin": round(self.margin, 4),
+                "cpu_s": round(self._cpu_s, 3),
+                "buckets": buckets,
+                "events": [*self._events],
+            }

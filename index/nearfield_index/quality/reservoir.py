@@ -25,31 +25,34 @@ class QueryReservoir:
     def __init__(self, schema: Schema) -> None:
         self._lock = Lock()
         self._random = np.random.default_rng()
-        self._held = {name: np.empty((0, f.dim), dtype=np.float32) for name, f in schema.vectors.items()}
+        self._held = {name: np.empty((_SIZE, f.dim), dtype=np.float32) for name, f in schema.vectors.items()}
+        self._count = dict.fromkeys(schema.vectors, 0)
         self._seen = dict.fromkeys(schema.vectors, 0)
 
     def use_schema(self, schema: Schema) -> None:
         """Make room for new vector fields."""
         with self._lock:
             for name, field in schema.vectors.items():
-                self._held.setdefault(name, np.empty((0, field.dim), dtype=np.float32))
-                self._seen.setdefault(name, 0)
+                if name not in self._held:
+                    self._held[name] = np.empty((_SIZE, field.dim), dtype=np.float32)
+                    self._count[name] = self._seen[name] = 0
 
     def add(self, field: str, vectors: Floats) -> int:
         """Take note of queries; returns how many are held now."""
         with self._lock:
             if len(vectors) > _PER_CALL:
                 vectors = vectors[self._random.choice(len(vectors), _PER_CALL, replace=False)]
-            held = self._held[field]
-            free = min(_SIZE - len(held), len(vectors))
-            if free > 0:
-                held = self._held[field] = np.concatenate([held, vectors[:free]])
-            for vector in vectors[max(0, free) :]:
+            held, count = self._held[field], self._count[field]
+            free = min(_SIZE - count, len(vectors))
+            if free:
+                held[count : count + free] = vectors[:free]
+                self._count[field] = count + free
+            for vector in vectors[free:]:
                 place = int(random.random() * (self._seen[field] + 1))
                 if place < _SIZE:
                     held[place] = vector
             self._seen[field] += len(vectors)
-            return len(held)
+            return self._count[field]
 
     def replace(self, field: str, vectors: Floats) -> None:
         """Put the caller's own queries in the place of the sample."""
@@ -57,18 +60,19 @@ class QueryReservoir:
             chosen = vectors
             if len(vectors) > _SIZE:
                 chosen = vectors[self._random.choice(len(vectors), _SIZE, replace=False)]
-            self._held[field] = np.array(chosen, dtype=np.float32)
+            self._held[field][: len(chosen)] = chosen
+            self._count[field] = len(chosen)
             self._seen[field] = len(vectors)
 
     def sample(self, field: str) -> Floats:
         """What is held, ``(n, dim)``."""
         with self._lock:
-            return self._held[field].copy()
+            return self._held[field][: self._count[field]].copy()
 
     def save(self, path: Path) -> None:
         """Keep the sample over a restart. It is only a sample: losing it costs a calibration."""
         with self._lock:
-            arrays = {name: held for name, held in self._held.items() if len(held)}
+            arrays = {n: held[: self._count[n]].copy() for n, held in self._held.items() if self._count[n]}
             seen = {name: self._seen[name] for name in arrays}
         if arrays:
             write_arrays(path, arrays, {"seen": seen})
@@ -80,7 +84,9 @@ class QueryReservoir:
             for name, held in self._held.items():
                 saved = arrays.get(name)
                 if saved is not None and saved.shape[1] == held.shape[1] and np.isfinite(saved).all():
-                    self._held[name] = np.array(saved, dtype=np.float32)
+                    kept = saved[:_SIZE]
+                    held[: len(kept)] = kept
+                    self._count[name] = len(kept)
                     self._seen[name] = int(meta["seen"][name])
         except (OSError, Corrupt, ValueError, KeyError, TypeError):
             return

@@ -15,13 +15,14 @@ import numpy as np
 from nearfield_index.backends.space import Biaser, ItemBiases, columns, original, stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compile import compile_filter
+from nearfield_index.filters.compiled import Compiled, Known
 from nearfield_index.filters.expr import Expr
 from nearfield_index.filters.facets import facet, merge_facets
 from nearfield_index.points import Attributes, PointId, Points
 from nearfield_index.schema import Schema, VectorField
 from nearfield_index.segments.ids import tie_keys
 from nearfield_index.segments.normal import NormalField
-from nearfield_index.segments.part import BitmapCache, FieldPart, FindKeys, Keys, Rows
+from nearfield_index.segments.part import FieldPart, FilterCache, FindKeys, Keys, Rows
 from nearfield_index.segments.writer import FieldRows, SegmentRows
 from nearfield_index.storage.columns import Columns
 
@@ -204,7 +205,7 @@ class TailPart:
     _ids: list[PointId]
     _attributes: list[Attributes]
     _columns: _ColumnChunks
-    _bitmaps: BitmapCache = field(default_factory=BitmapCache)
+    _filters: FilterCache = field(default_factory=FilterCache)
 
     name = "tail"
 
@@ -217,14 +218,14 @@ class TailPart:
         place = np.minimum(np.searchsorted(self.pks, pks), self.count - 1)
         return np.asarray(place[self.pks[place] == pks], dtype=np.int64)
 
-    def matching(self, expr: Expr, find_keys: FindKeys) -> Bitmap:
-        def compiled() -> Bitmap:
+    def matching(self, expr: Expr, find_keys: FindKeys) -> Compiled:
+        def compiled() -> Compiled:
             masks = [np.empty(0, dtype=np.bool_)]
             for start, chunk in self._columns.upto(self.count):
-                masks.append(compile_filter(expr, chunk, self._in_chunk(start, chunk.n, find_keys)).mask())
-            return Bitmap.from_mask(np.concatenate(masks)[: self.count])
+                masks.append(compile_filter(expr, chunk, self._in_chunk(start, chunk.n, find_keys)).bitmap.mask())
+            return Known(Bitmap.from_mask(np.concatenate(masks)[: self.count]))
 
-        return self._bitmaps.get(expr, compiled)
+        return self._filters.get(expr, compiled)
 
     def _in_chunk(self, start: int, length: int, find_keys: FindKeys) -> Any:
         def rows(ids: Sequence[PointId]) -> Rows:

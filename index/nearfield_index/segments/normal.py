@@ -80,8 +80,10 @@ class NormalField(FieldPart):
         found: Doubles = self.bias[rows].astype(np.float64) * self.strength
         return found
 
-    def scores(self, queries: Floats, rows: Rows, *, precise: bool) -> Doubles:
-        scored = super().scores(queries, rows, precise=precise)
+    def found_scores(self, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
+        return self.scores(queries, rows, precise=False)  # a walk takes them for differences of large numbers
+
+    def settled(self, scored: Doubles, rows: Rows) -> Doubles:
         if self.metric is Metric.L2:
             scored = scored * np.abs(scored) / 2  # -d to -d^2 / 2; -inf stays
         bias = self.bias[np.maximum(rows, 0)].astype(np.float64) * self.strength

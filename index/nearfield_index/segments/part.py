@@ -15,6 +15,7 @@ from nearfield_index.backends.base import Lists, Searcher
 from nearfield_index.backends.exact import scan
 from nearfield_index.backends.space import Doubles, as_inner, rounding, scores
 from nearfield_index.bitmap import Bitmap
+from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped
 from nearfield_index.filters.expr import Expr, ids_of
 from nearfield_index.points import PointId
 from nearfield_index.schema import Metric
@@ -27,7 +28,7 @@ FindKeys = Callable[[Sequence[PointId]], Keys]
 """Row keys of the ids that exist, from the row store."""
 
 _CACHE_BYTES = 16 * 1024 * 1024
-_CACHE_ENTRIES = 256
+_CACHE_ENTRIES = 1_024
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,18 @@ class FieldPart:
 
     def scores(self, queries: Floats, rows: Rows, *, precise: bool) -> Doubles:
         """Scores ``(n, k)`` of rows ``(n, k)``, computed from the rows themselves; -1 gives -inf."""
-        return scores(queries, self.matrix, rows, self.metric, precise=precise)
+        return self.settled(scores(queries, self.matrix, rows, self.metric, precise=precise), rows)
+
+    def settled(self, scored: Doubles, rows: Rows) -> Doubles:
+        """What the ranking makes of plain scores ``(n, k)`` of rows ``(n, k)`` or ``(k,)``: the same."""
+        return scored
+
+    def found_scores(self, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
+        """Scores of rows found by an index with these products, which are the scores of cosine and dot; a distance
+        is taken from the rows, where nothing cancels."""
+        if self.metric is Metric.L2:
+            return self.scores(queries, rows, precise=False)
+        return inner.astype(np.float64)
 
     def as_inner(self, scored: Doubles, queries: Floats) -> Doubles:
         """The inner products (less the bias) that such scores stand for."""
@@ -72,11 +84,9 @@ class FieldPart:
         """What is subtracted from the inner products of rows; None where nothing is."""
         return None
 
-    def translate(self, bitmap: Bitmap) -> Bitmap:
-        """A bitmap over the part's rows as one over matrix rows."""
-        if self.rows is None:
-            return bitmap
-        return Bitmap.from_mask(bitmap.test(self.rows))
+    def translate(self, passing: Compiled) -> Compiled:
+        """A filter over the part's rows as one over matrix rows."""
+        return passing if self.rows is None else Mapped(passing, self.rows)
 
     def part_rows(self, rows: Rows) -> Rows:
         """Matrix rows as the part's rows; -1 stays -1."""
@@ -124,8 +134,8 @@ class Part(Protocol):
         """Rows of the keys that lie here, in any order."""
         ...
 
-    def matching(self, expr: Expr, find_keys: FindKeys) -> Bitmap:
-        """Rows that pass the filter, dead ones included."""
+    def matching(self, expr: Expr, find_keys: FindKeys) -> Compiled:
+        """The filter over the rows, dead ones included."""
         ...
 
     def facet(self, name: str, within: Bitmap) -> list[tuple[Any, int]]: ...
@@ -146,47 +156,47 @@ class LivePart:
         return self.part.count - self.dead.count
 
     @cached_property
-    def live(self) -> Bitmap | None:
+    def alive(self) -> Compiled | None:
         """The rows that are alive; None when all are."""
-        return ~self.dead if self.dead.count else None
+        return Known(~self.dead) if self.dead.count else None
 
-    def passing(self, expr: Expr | None, find_keys: FindKeys) -> Bitmap | None:
-        """Live rows that pass the filter; None when that is every row."""
+    def passing(self, expr: Expr | None, find_keys: FindKeys) -> Compiled | None:
+        """The filter over live rows; None when every row is alive and passes."""
         if expr is None:
-            return self.live
+            return self.alive
         matched = self.part.matching(expr, find_keys)
-        return matched - self.dead if self.dead.count else matched
+        return matched if self.alive is None else Living(matched, self.alive)
 
 
-class BitmapCache:
-    """Compiled filters of one immutable part by canonical key, bounded by bytes, least recently used out.
+class FilterCache:
+    """Compiled filters of one immutable part, bounded by bytes, least recently used out.
 
     Filters that name ids are not kept: which row key an id has changes from view to view.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._held: OrderedDict[str, Bitmap] = OrderedDict()
+        self._held: OrderedDict[Expr, Compiled] = OrderedDict()
         self._bytes = 0
 
-    def get(self, expr: Expr, make: Callable[[], Bitmap]) -> Bitmap:
+    def get(self, expr: Expr, make: Callable[[], Compiled]) -> Compiled:
         if ids_of(expr):
             return make()
         with self._lock:
-            found = self._held.get(expr.key)
+            found = self._held.get(expr)
             if found is not None:
-                self._held.move_to_end(expr.key)
+                self._held.move_to_end(expr)
                 return found
         made = make()
         with self._lock:
-            if expr.key not in self._held:
-                self._held[expr.key] = made
+            if expr not in self._held:
+                self._held[expr] = made
                 self._bytes += _size(made)
                 while len(self._held) > 1 and (self._bytes > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
                     self._bytes -= _size(self._held.popitem(last=False)[1])
         return made
 
 
-def _size(bitmap: Bitmap) -> int:
-    """Bytes of both forms: either may still be asked for while the bitmap is held."""
-    return bitmap.n // 8 + 8 * bitmap.count
+def _size(compiled: Compiled) -> int:
+    """Bytes of a bitmap in both its forms: either may still be asked for while the filter is held."""
+    return compiled.n // 8 + 8 * compiled.estimate.high

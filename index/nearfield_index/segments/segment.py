@@ -16,12 +16,13 @@ from nearfield_index.backends.base import BuildParams, Lists, Space
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt
 from nearfield_index.filters.compile import compile_filter
+from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.expr import Expr
 from nearfield_index.filters.facets import facet
 from nearfield_index.points import PointId
 from nearfield_index.schema import Metric
 from nearfield_index.segments.ids import SegmentIds
-from nearfield_index.segments.part import BitmapCache, FieldPart, FindKeys, Keys, Rows
+from nearfield_index.segments.part import FieldPart, FilterCache, FindKeys, Keys, Rows
 from nearfield_index.segments.writer import FORMAT
 from nearfield_index.storage.arrays import open_arrays
 from nearfield_index.storage.atomic import checksum_of
@@ -90,7 +91,7 @@ class Segment:
         self.columns = Columns.from_arrays(self.head.count, arrays, meta)
         self._ids = SegmentIds({n: a for n, a in self._arrays.items() if n.startswith("id.")})
         self._fields = {name: _open_field(directory, name, spec) for name, spec in self.head.fields.items()}
-        self._bitmaps = BitmapCache()
+        self._filters = FilterCache()
 
     @property
     def name(self) -> str:
@@ -130,11 +131,11 @@ class Segment:
         rows: Rows = self._arrays["by_key"][place[known[place] == pks]]
         return rows
 
-    def matching(self, expr: Expr, find_keys: FindKeys) -> Bitmap:
-        def compiled() -> Bitmap:
+    def matching(self, expr: Expr, find_keys: FindKeys) -> Compiled:
+        def compiled() -> Compiled:
             return compile_filter(expr, self.columns, lambda ids: self.rows_of(find_keys(ids)))
 
-        return self._bitmaps.get(expr, compiled)
+        return self._filters.get(expr, compiled)
 
     def facet(self, name: str, within: Bitmap) -> list[tuple[Any, int]]:
         return list(facet(self.columns, name, within))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 RowIds = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.signedinteger[Any]]
 
 _BLOCK = 64
 _MANY_WORDS = 64
@@ -27,9 +29,31 @@ class Postings:
     def __init__(self, starts: Offsets, rows: RowIds) -> None:
         self.starts = starts
         self.rows = rows
+        self._codes: Codes | None = None
+        self._single: bool | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def single(self, n: int) -> bool:
+        """Whether no row (of ``0..n-1``) holds more than one value."""
+        if self._single is None:
+            seen = np.zeros(n, np.bool_)
+            seen[self.rows] = True
+            self._single = int(np.count_nonzero(seen)) == len(self.rows)
+        return self._single
+
+    def codes(self, n: int) -> Codes | None:
+        """By row (``0..n-1``) the number of the value it holds, -1 for none; None where a row holds several.
+
+        Made when first asked for and kept: 2 bytes a row up to 32,767 values, else 4.
+        """
+        if self._codes is None and self.single(n):
+            codes: Codes = np.full(n, -1, np.int16 if len(self) <= np.iinfo(np.int16).max else np.int32)
+            codes[self.rows] = np.repeat(np.arange(len(self), dtype=codes.dtype), np.diff(self.starts))
+            codes.flags.writeable = False
+            self._codes = codes
+        return self._codes
 
     def span(self, first: int, last: int) -> RowIds:
         """Rows of the values ``first..last-1``, value after value; a row with several of them comes again."""

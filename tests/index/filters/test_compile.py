@@ -134,9 +134,16 @@ def rows_passing(body: dict[str, Any], columns: Columns, ids: Sequence[int | str
     def lookup(wanted: Sequence[int | str]) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array([place[(type(id_), id_)] for id_ in wanted if (type(id_), id_) in place], np.int64)
 
-    bitmap = compile_filter(parse_filter(body, declared=DECLARED), columns, lookup)
-    assert bitmap.n == columns.n
-    return bitmap.rows().tolist()
+    compiled = compile_filter(parse_filter(body, declared=DECLARED), columns, lookup)
+    assert compiled.n == columns.n
+    low, likely, high = compiled.estimate
+    rows = np.arange(columns.n)
+    before = compiled.test(rows)
+    passing = compiled.bitmap.rows()
+    assert low <= len(passing) <= high
+    assert low <= likely <= high
+    assert np.flatnonzero(before).tolist() == np.flatnonzero(compiled.test(rows)).tolist() == passing.tolist()
+    return passing.tolist()
 
 
 @settings(max_examples=400, deadline=None)

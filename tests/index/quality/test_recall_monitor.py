@@ -59,7 +59,7 @@ def test_a_missed_target_raises_the_aim_and_is_told(tmp_path: Path, corpus: tupl
         engine.create_collection("c", schema)
         engine.write_points("c", {"ids": list(range(N)), "vectors": rows})
         finished(engine, engine.optimize("c"))
-    trust_graphs(tmp_path / "data", effort=4)  # it claims every target at a setting that reaches none
+    trust_graphs(tmp_path / "data", effort=10)  # it claims every target at a setting that reaches none
     with Engine.open(tmp_path / "data", options=EngineOptions(sample_rate=1.0)) as engine:
         monitor = engine._catalog.get("c").monitor
         for query in asked[:260]:

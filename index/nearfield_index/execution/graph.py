@@ -1,0 +1,139 @@
+"""Filtered search through a graph, the filter last: the walk heeds no filter, which then chooses among what it found.
+
+A walk that heeds a filter visits the same nodes, so nothing is lost by asking later, and much is gained: only the rows
+found are tested instead of making a bitmap of all, queries with different filters share one call, and every query
+shows by the places of its hits how deep it had to look, hence what recall to expect. One that had to look too deep
+walks again with more effort, or is answered exactly, whatever the filter has to do with the vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nearfield_index.backends.base import Floats, Rows
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.exact import exact_rows
+from nearfield_index.filters.compiled import Compiled
+from nearfield_index.segments.part import FieldPart
+
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+# Single queries differ in depth; what counts is their mean, so one may fall short by this much.
+_SHORT = 0.02
+# A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
+_LEAST_STEP, _MOST_STEP = 1.5, 4
+
+
+@dataclass
+class Walked:
+    """Of some queries: ``rows`` and ``scored`` ``(n, k)`` padded with -1 and -inf, ``recall`` to expect of each,
+    ``counts`` of rows found that pass, how many walked again and how many were answered exactly."""
+
+    rows: Rows
+    scored: Doubles
+    recall: Doubles
+    counts: Rows
+    again: int = 0
+    exact: int = 0
+
+
+def passes(rows: Rows, passing: Compiled | None) -> Mask:
+    """Which of the rows found (-1: none) pass, same shape."""
+    if passing is None:
+        return rows >= 0
+    return passing.test(rows) if rows.min() >= 0 else passing.test(np.maximum(rows, 0)) & (rows >= 0)
+
+
+def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Mask, k: int, places: Doubles) -> Walked:
+    """The first k of each ranking that pass.
+
+    ``found`` and ``rows`` ``(n, width)`` best first; ``places`` is how sure one may be of each place
+    (:meth:`Calibration.found`).
+    """
+    if len(rows) == 1:  # the common case, at a third of the price
+        place = passed[0].nonzero()[0]
+        first = place[:k]
+        if len(first) == k:
+            kept, sure = rows[:, first], places[first].sum(keepdims=True) / k
+            return Walked(kept, here.found_scores(queries, kept, found[:, first]), sure, np.array([len(place)]))
+    upto = passed.cumsum(axis=1)
+    at, place = np.nonzero(passed & (upto <= k))
+    column = upto[at, place] - 1
+    kept, inner = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), -np.inf, dtype=np.float32)
+    kept[at, column] = rows[at, place]
+    inner[at, column] = found[at, place]
+    sure = np.bincount(at, weights=places[place], minlength=len(rows)) / k
+    return Walked(kept, here.found_scores(queries, kept, inner), sure, upto[:, -1])
+
+
+def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
+    """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
+    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - _SHORT))
+
+
+def walk(
+    here: FieldPart,
+    calibration: Calibration,
+    passing: Compiled | None,
+    queries: Floats,
+    *,
+    k: int,
+    target: float,
+    effort: int,
+) -> Walked:
+    """Search with this effort, then with more where a query turns out to need it."""
+    assert here.backend is not None
+    found, rows = here.backend.search(queries, k if passing is None else effort, effort=effort, within=None)
+    done = sift(here, queries, found, rows, passes(rows, passing), k, calibration.found(effort))
+    lacking = poor(done, passing is not None, k, target)
+    if len(lacking):
+        walk_again(
+            here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort, width=rows.shape[1]
+        )
+    return done
+
+
+def walk_again(
+    here: FieldPart,
+    calibration: Calibration,
+    passing: Compiled | None,
+    queries: Floats,
+    poor: Rows,
+    done: Walked,
+    *,
+    k: int,
+    target: float,
+    effort: int,
+    width: int,
+) -> None:
+    """Answer the ``poor`` of some queries better, in the cheaper way that reaches: a longer walk or an exact scan.
+
+    ``width`` says how many rows the walk with ``effort`` gave.
+    """
+    setting = None
+    if passing is not None:
+        share = float((done.counts[poor].mean() + 0.5) / (width + 1))
+        depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
+        setting = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
+    queries = queries[poor]
+    count = len(here) if passing is None else passing.count
+    scan = calibration.exact_us(count, contiguous=passing is None, queries=len(queries))
+    if setting is None or setting.us >= scan:
+        within = None if passing is None else passing.bitmap
+        rows, scored = exact_rows(here, queries, k, within)
+        best = np.argsort(-scored, axis=1, kind="stable")[:, :k]
+        columns = best.shape[1]
+        done.rows[poor], done.scored[poor] = -1, -np.inf
+        done.rows[poor, :columns] = np.take_along_axis(rows, best, 1)
+        done.scored[poor, :columns] = np.take_along_axis(scored, best, 1)
+        done.recall[poor] = 1.0
+        done.exact += len(poor)
+        return
+    better = walk(here, calibration, passing, queries, k=k, target=target, effort=setting.effort)
+    done.rows[poor], done.scored[poor], done.recall[poor] = better.rows, better.scored, better.recall
+    done.again += len(poor) + better.again
+    done.exact += better.exact

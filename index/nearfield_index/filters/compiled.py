@@ -1,0 +1,262 @@
+"""A filter bound to one immutable set of rows: cheap questions first, the bitmap only when somebody needs it.
+
+Three questions may be put to it, cheapest first: how many rows pass (``estimate``, from posting lengths), whether
+these few rows pass (``test``, through a column of value numbers by row), and which rows pass (``bitmap``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from nearfield_index.bitmap import SPARSE_SHARE, Bitmap
+from nearfield_index.filters.estimate import Estimate, both, either, exactly, rest
+from nearfield_index.storage.postings import Codes, Positions, Postings
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class Compiled(ABC):
+    """Rows ``0..n-1`` that pass. Immutable; what was made once is kept."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._estimated: Estimate | None = None
+        self._made: Bitmap | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """How many rows pass."""
+        if self._estimated is None:
+            self._estimated = self._estimate()
+        return self._estimated
+
+    @property
+    def bitmap(self) -> Bitmap:
+        """The rows that pass."""
+        if self._made is None:
+            self._made = self._bitmap()
+        return self._made
+
+    @property
+    def count(self) -> int:
+        """How many rows pass, exactly."""
+        return self.estimate.low if self.estimate.exact else self.bitmap.count
+
+    def counted(self) -> Estimate:
+        """The estimate, after counting where it was not exact: equal sets of rows give equal ones, however spelled."""
+        return self.estimate if self.estimate.exact else exactly(self.bitmap.count)
+
+    def test(self, rows: Rows) -> Mask:
+        """Whether each of ``rows`` (each in ``0..n-1``) passes: bool, same shape."""
+        return self._test(rows) if self._made is None else self._made.test(rows)
+
+    @abstractmethod
+    def _estimate(self) -> Estimate: ...
+
+    @abstractmethod
+    def _bitmap(self) -> Bitmap: ...
+
+    def _test(self, rows: Rows) -> Mask:
+        return self.bitmap.test(rows)
+
+
+class Known(Compiled):
+    """A set of rows as it is."""
+
+    def __init__(self, bitmap: Bitmap) -> None:
+        super().__init__(bitmap.n)
+        self._made = bitmap
+
+    def _estimate(self) -> Estimate:
+        return exactly(self.bitmap.count)
+
+    def _bitmap(self) -> Bitmap:
+        return self.bitmap
+
+
+class Span(Compiled):
+    """Rows that hold one of the values ``first..last-1`` of one part of an attribute."""
+
+    def __init__(self, n: int, postings: Postings, first: int, last: int) -> None:
+        super().__init__(n)
+        self._postings = postings
+        self._first = first
+        self._last = max(first, last)
+
+    def within(self, other: Span) -> Span | None:
+        """The rows that pass both, where both are runs of values of which no row holds several; else None."""
+        if self._postings is not other._postings or not self._postings.single(self.n):
+            return None
+        return Span(self.n, self._postings, max(self._first, other._first), min(self._last, other._last))
+
+    def _estimate(self) -> Estimate:
+        starts = self._postings.starts
+        first, last = int(starts[self._first]), int(starts[self._last])
+        if self._last - self._first <= 1 or self._postings.single(self.n):
+            return exactly(last - first)
+        # A row with several values is counted for each of them.
+        longest = int(np.diff(starts[self._first : self._last + 1]).max())
+        return Estimate(longest, (last - first + longest) / 2, min(self.n, last - first))
+
+    def _bitmap(self) -> Bitmap:
+        rows = self._postings.span(self._first, self._last)
+        if self._last - self._first <= 1:
+            return Bitmap.from_rows(self.n, rows)
+        if len(rows) * SPARSE_SHARE > self.n and (codes := self._postings.codes(self.n)) is not None:
+            return Bitmap.from_mask(self._passes(codes))
+        return Bitmap.from_rows(self.n, rows, ordered=False)
+
+    def _test(self, rows: Rows) -> Mask:
+        codes = self._postings.codes(self.n)
+        return self.bitmap.test(rows) if codes is None else self._passes(codes[rows])
+
+    def _passes(self, codes: Codes) -> Mask:
+        # One comparison does for both ends: below ``first`` the difference wraps round to a large number.
+        shifted = (codes - codes.dtype.type(self._first)).view(f"u{codes.dtype.itemsize}")
+        return np.asarray(shifted < self._last - self._first)
+
+
+class Places(Compiled):
+    """Rows that hold one of the values at ``positions`` (ascending) of one part of an attribute."""
+
+    def __init__(self, n: int, postings: Postings, positions: Positions) -> None:
+        super().__init__(n)
+        self._postings = postings
+        self._positions = positions
+
+    def _estimate(self) -> Estimate:
+        starts = self._postings.starts
+        sizes = starts[self._positions + 1] - starts[self._positions]
+        total, longest = int(sizes.sum()), int(sizes.max(initial=0))
+        if len(sizes) <= 1 or self._postings.single(self.n):
+            return exactly(total)
+        return Estimate(longest, min(self.n, (total + longest) / 2), min(self.n, total))
+
+    def _bitmap(self) -> Bitmap:
+        rows = self._postings.take(self._positions)
+        if len(rows) * SPARSE_SHARE > self.n and (codes := self._postings.codes(self.n)) is not None:
+            return Bitmap.from_mask(self._wanted[codes])
+        return Bitmap.from_rows(self.n, rows, ordered=len(self._positions) == 1)
+
+    def _test(self, rows: Rows) -> Mask:
+        codes = self._postings.codes(self.n)
+        return self.bitmap.test(rows) if codes is None else self._wanted[codes[rows]]
+
+    @cached_property
+    def _wanted(self) -> Mask:
+        """By value number; the last entry answers for -1, which stands for no value."""
+        wanted = np.zeros(len(self._postings) + 1, np.bool_)
+        wanted[self._positions] = True
+        return wanted
+
+
+class Both(Compiled):
+    """Rows that pass every one of two or more children."""
+
+    def __init__(self, n: int, children: Sequence[Compiled]) -> None:
+        super().__init__(n)
+        self._children = children
+
+    def _estimate(self) -> Estimate:
+        return both([child.estimate for child in self._children], self.n)
+
+    def _bitmap(self) -> Bitmap:
+        """Few rows first: those that are left are then tested one by one, not whole bitmaps."""
+        order = sorted(self._children, key=lambda child: child.estimate.high)
+        passed = order[0].bitmap
+        for child in order[1:]:
+            if not passed.count:
+                break
+            if passed.count * SPARSE_SHARE <= self.n:
+                rows = passed.rows()
+                passed = Bitmap(self.n, rows=rows[child.test(rows)])
+            else:
+                passed &= child.bitmap
+        return passed
+
+    def _test(self, rows: Rows) -> Mask:
+        passed = self._children[0].test(rows)
+        for child in self._children[1:]:
+            passed &= child.test(rows)
+        return passed
+
+
+class Living(Both):
+    """Rows that pass a filter and are alive: few enough are dead that their share does for an estimate."""
+
+    def __init__(self, passing: Compiled, alive: Compiled) -> None:
+        super().__init__(passing.n, (passing, alive))
+
+    def counted(self) -> Estimate:
+        return both([child.counted() for child in self._children], self.n)
+
+
+class Either(Compiled):
+    """Rows that pass any one of two or more children."""
+
+    def __init__(self, n: int, children: Sequence[Compiled]) -> None:
+        super().__init__(n)
+        self._children = children
+
+    def _estimate(self) -> Estimate:
+        return either([child.estimate for child in self._children], self.n)
+
+    def _bitmap(self) -> Bitmap:
+        passed = self._children[0].bitmap
+        for child in self._children[1:]:
+            passed |= child.bitmap
+        return passed
+
+    def _test(self, rows: Rows) -> Mask:
+        passed = self._children[0].test(rows)
+        for child in self._children[1:]:
+            passed |= child.test(rows)
+        return passed
+
+
+class Rest(Compiled):
+    """Rows that do not pass the child."""
+
+    def __init__(self, child: Compiled) -> None:
+        super().__init__(child.n)
+        self._child = child
+
+    def _estimate(self) -> Estimate:
+        return rest(self._child.estimate, self.n)
+
+    def _bitmap(self) -> Bitmap:
+        return ~self._child.bitmap
+
+    def _test(self, rows: Rows) -> Mask:
+        return ~self._child.test(rows)
+
+
+class Mapped(Compiled):
+    """The same filter over other rows: row ``i`` here is row ``rows[i]`` there."""
+
+    def __init__(self, inner: Compiled, rows: Rows) -> None:
+        super().__init__(len(rows))
+        self._inner = inner
+        self._rows = rows
+
+    def _estimate(self) -> Estimate:
+        # Rows that are not here may be among those that pass.
+        whole, missing = self._inner.estimate, self._inner.n - self.n
+        share = self.n / self._inner.n if self._inner.n else 0.0
+        low, high = max(0, whole.low - missing), min(self.n, whole.high)
+        return Estimate(low, min(max(whole.likely * share, float(low)), float(high)), high)
+
+    def counted(self) -> Estimate:
+        return self.estimate if self._inner.estimate.exact else exactly(self.bitmap.count)
+
+    def _bitmap(self) -> Bitmap:
+        return Bitmap.from_mask(self._inner.bitmap.test(self._rows))
+
+    def _test(self, rows: Rows) -> Mask:
+        return self._inner.test(self._rows[rows])
