@@ -25,6 +25,7 @@ from nearfield_index.filters.facets import merge_facets
 from nearfield_index.hubness.fit import load_fit
 from nearfield_index.hubness.job import Workplace
 from nearfield_index.hubness.monitor import HubMonitor
+from nearfield_index.hubness.request import unfinished
 from nearfield_index.hubness.search import (
     Normalised,
     biases_of_hits,
@@ -80,7 +81,8 @@ class Collection:
         self.name: str = self.store.meta("name")
         schema = schema_from_wire(orjson.loads(self.store.meta("schema")))
         watcher = HubMonitor(directory / "hubness" / "quarantine.json")
-        hooks = Hooks(partial(_load_fit, directory / "hubness"), partial(_watch, watcher), watcher.held)
+        fits = directory / "hubness"
+        hooks = Hooks(partial(_load_fit, fits), partial(_watch, watcher), watcher.held, unfinished(fits))
         self.live = LiveSegments(directory, self.store, schema, tail_bytes=limits.tail_bytes, hooks=hooks)
         self.reservoir = QueryReservoir(schema)
         self.reservoir.load(directory / "queries")

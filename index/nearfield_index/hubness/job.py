@@ -115,6 +115,7 @@ def publish(place: Workplace, job: Job, field: str, fit: Fit, compute: Compute) 
     file = save_fit(place.directory, field, fit)
     job.report(0.97, "publishing")
     with place.turn:
+        job.report(0.98)  # whoever dropped the fits meanwhile has cancelled this
         place.live.publish_fit(field, fit, file, faces)
     place.builder.forget_faces({fit.version for fit in place.live.fits.values()})
 

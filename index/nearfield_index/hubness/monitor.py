@@ -141,8 +141,10 @@ class HubMonitor:
         """Drop row keys that died from the quarantine; returns whether any was in it."""
         gone = [key for key in dead if key in self._held] if self._held else []
         for key in gone:
-            with self._lock:
-                self._alerts.pop(self._held.pop(key)[0], None)
+            point_id, _ = self._held.pop(key)
+            if not any(other == point_id for other, _ in self._held.values()):  # not merely patched
+                with self._lock:
+                    self._alerts.pop(point_id, None)
         if gone:
             self._save()
         return bool(gone)

@@ -155,6 +155,17 @@ def pending_files(directory: Path, field: str | None = None) -> Sequence[Path]:
     return sorted(directory.glob(pattern)) if directory.is_dir() else []
 
 
+def unfinished(directory: Path) -> frozenset[str]:
+    """The versions of the fits that requests wait for: what is there of them already is worth keeping."""
+    found = set()
+    for path in pending_files(directory):
+        try:
+            found.add(load_request(path)[1])
+        except Corrupt:
+            continue
+    return frozenset(found)
+
+
 def load_request(path: Path) -> tuple[FitRequest, str]:
     """A kept request and the version of its fit. Raises :class:`Corrupt`."""
     if not is_certified(path):

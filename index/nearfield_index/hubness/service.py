@@ -71,7 +71,11 @@ class Hubness:
             self._open_log(field, request.log)
         version = uuid.uuid4().hex
         save_request(self._place.directory, request, version)
-        return self._submit(request, version)
+        try:
+            return self._submit(request, version)
+        except NearfieldError:
+            self._forget(field, version)
+            raise
 
     def _field(self, body: Mapping[str, Any]) -> str:
         schema = self._place.live.schema
@@ -231,6 +235,9 @@ class Hubness:
         pending = pending_files(self._place.directory)
         for path in pending:
             path.unlink(missing_ok=True)
+        for job in self._maintenance.jobs.list():
+            if (job.kind, job.collection) == (_KIND, self._name) and job.active:
+                job.cancel()
         logs, self._logs = self._logs, {}
         for name in logs:
             self._log_path(name).unlink(missing_ok=True)

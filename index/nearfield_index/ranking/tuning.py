@@ -31,7 +31,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 Step = Callable[[float], None]
 
-DEFAULT = Recipe(Method.SINKHORN, 0.03, passes=5)
+DEFAULT = Recipe(Method.SINKHORN, 0.03, passes=10)
 _K = 10
 _HELD = 0.2
 _MOST_HELD = 1_000
@@ -45,7 +45,7 @@ _HUBS = 3.0
 _FALL = 0.5
 
 GRID: dict[Method, tuple[Recipe, ...]] = {
-    Method.SINKHORN: tuple(Recipe(Method.SINKHORN, tau, passes=5) for tau in (0.02, 0.03, 0.04, 0.08)),
+    Method.SINKHORN: tuple(Recipe(Method.SINKHORN, tau, passes=10) for tau in (0.02, 0.03, 0.04, 0.08)),
     Method.IS: tuple(Recipe(Method.IS, beta) for beta in (10.0, 20.0, 50.0)),
     Method.DUAL_IS: tuple(Recipe(Method.DUAL_IS, beta, gallery_strength=1.0) for beta in (20.0, 50.0)),
     Method.NNN: tuple(Recipe(Method.NNN, a, neighbours=k) for a, k in ((0.25, 16), (0.5, 32), (0.75, 8), (1.0, 8))),

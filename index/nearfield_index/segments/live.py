@@ -50,6 +50,8 @@ class Hooks:
     load_fit: Callable[[str, str], Biaser] = _no_fit
     watch: Callable[[LiveSegments, Sequence[Judged]], None] = _unwatched
     hidden: Keys = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    unfinished: frozenset[str] = frozenset()
+    """Versions of fits whose biases are kept though they are not in force yet."""
 
 
 class LiveSegments:
@@ -168,7 +170,7 @@ class LiveSegments:
             if path.name not in known:
                 _remove(path)
             else:
-                biases.sweep(path, {fit.version for fit in self._fits.values()})
+                biases.sweep(path, {fit.version for fit in self._fits.values()} | self._hooks.unfinished)
         sync_directory(self._segments)
 
     def _replay(self, pks: Keys) -> None:

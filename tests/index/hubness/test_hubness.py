@@ -214,6 +214,50 @@ def test_a_cancelled_fit_is_over(engine: Engine, tmp_path: Path) -> None:
         assert not [j for j in again.list_jobs()["jobs"] if j["kind"] == "hubness"]
 
 
+def test_biases_of_an_unfinished_fit_are_kept_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nearfield_index.hubness import job as work
+
+    data = tmp_path / "data"
+    images: list[Path] = []
+
+    def crash(*_: Any) -> Any:
+        images.append(crash_image(data, tmp_path / "image"))
+        raise Cancelled
+
+    with Engine.open(data) as engine:
+        engine.create_collection("c", {"dim": DIM})
+        engine.write_points("c", {"ids": list(range(len(X))), "vectors": {"vector": X}})
+        with monkeypatch.context() as patched:
+            patched.setattr(work, "_with_hubs", crash)
+            job = engine.fit_hubness("c", {"bank": {"vectors": Q[BANK]}, "method": "is"})
+            engine._catalog.maintenance.jobs.get(job["id"]).wait(60)
+    (kept,) = collection_directory(images[0]).glob("segments/*/*-bias-*")
+    with Engine.open(images[0]) as engine:
+        (resumed,) = [j for j in engine.list_jobs()["jobs"] if j["kind"] == "hubness"]
+        finished(engine, resumed)
+        assert engine.hubness("c")["version"] == kept.name.split("-")[2]
+        assert kept.exists()
+
+
+def test_a_drop_ends_a_fit_that_is_under_way(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nearfield_index.hubness import job as work
+
+    saved = work.save_fit
+
+    def dropped(*arguments: Any) -> str:
+        name = saved(*arguments)
+        if "hubs" in arguments[2].report:  # all is done but for the rename
+            engine.drop_hubness("c")
+        return name
+
+    monkeypatch.setattr(work, "save_fit", dropped)
+    job = engine.fit_hubness("c", {"bank": {"vectors": Q[BANK]}, "method": "is"})
+    engine._catalog.maintenance.jobs.get(job["id"]).wait(60)
+    assert engine.get_job(job["id"])["state"] == "cancelled"
+    with pytest.raises(NotFound):
+        engine.hubness("c")
+
+
 def test_a_newer_request_and_a_drop_win_over_an_older_one(engine: Engine) -> None:
     jobs = [engine.fit_hubness("c", {"bank": {"vectors": Q[BANK]}, "method": m}) for m in ("is", "csls")]
     for job in jobs:

@@ -74,6 +74,7 @@ def test_what_is_released_stays_out_of_quarantine(tmp_path: Path) -> None:
         engine.patch_points("c", {"ids": NAMES, "set": {"n": 2}})
         assert {"p0", "p1"} <= found(engine)
         assert not {"p2", "p3", "p4"} & found(engine)
+        assert flagged(engine) >= {"p2", "p3", "p4"}
         engine.write_points("c", {"ids": ["p0"], "vectors": {"vector": POISON[:1] + 0.01}})  # another vector
         assert "p0" not in found(engine)
 
