@@ -16,6 +16,17 @@ from nearfield_index.storage.vectors import MappedVectors
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class RowTest(Protocol):
+    """Anything that can say whether rows pass, without a bitmap of all of them."""
+
+    def test(self, rows: Rows) -> Mask:
+        """Whether each of ``rows`` passes: bool, same shape."""
+        ...
+
+
 Step = Callable[[float], None]
 """Told the share done, 0 to 1; raises to stop the build."""
 

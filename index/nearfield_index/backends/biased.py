@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 import faiss
 import numpy as np
 
-from nearfield_index.backends.base import Floats, Lists, Rows, Searcher
+from nearfield_index.backends.base import Floats, Rows, Searcher, Space
 from nearfield_index.backends.exact import nothing, pad
 from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.backends.ivf import Ivf
@@ -129,47 +129,34 @@ class BiasedHnsw:
         return pad(inner, rows, k)
 
 
-class BiasedIvf:
-    """The lists of :class:`Ivf`, chosen by their centre less the mean bias of their rows."""
+class BiasedIvf(Ivf):
+    """The same lists, chosen by their centre less the mean bias of their rows."""
 
-    kind: ClassVar[str] = "ivf"
     efforts: ClassVar[tuple[int, ...]] = (*Ivf.efforts, 384, 512)
-    is_graph: ClassVar[bool] = False
 
-    def __init__(self, raw: Ivf, matrix: Floats, lists: Lists, bias: Floats, strength: float = 1.0) -> None:
-        self._raw = raw
-        self._matrix = matrix
-        self._lists = lists
+    def __init__(self, space: Space, bias: Floats, strength: float = 1.0) -> None:
+        super().__init__(space)
         self._bias = bias
         self._strength = strength
-        starts = lists.offsets
+        starts = space.lists.offsets
         sums = np.concatenate([[0.0], np.cumsum(bias, dtype=np.float64)])
         lengths = np.maximum(1, np.diff(starts))
         self._means = ((sums[starts[1:]] - sums[starts[:-1]]) / lengths).astype(np.float32)
 
     def at_strength(self, strength: float) -> BiasedIvf | None:
         """The same lists for ``strength`` times the bias."""
-        return BiasedIvf(self._raw, self._matrix, self._lists, self._bias, strength) if strength <= 1.0 else None
+        return BiasedIvf(self.space, self._bias, strength) if strength <= 1.0 else None
 
     @property
     def nbytes(self) -> int:
         return int(self._means.nbytes)
 
-    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        centroids = self._lists.centroids
-        probes = min(effort, len(centroids))
-        nearness = queries @ centroids.T - np.float32(self._strength) * self._means
-        nearest = np.argpartition(-nearness, probes - 1, axis=1)[:, :probes]
-        best, at = nothing(len(queries), k)
-        for number, chosen in enumerate(nearest):
-            rows = self._raw.rows_of(chosen)
-            if within is not None:
-                rows = rows[within.test(rows)]
-            if len(rows):
-                one = queries[number : number + 1]
-                found = scan_rows(self._matrix, self._bias, self._strength, one, k, rows)
-                best[number], at[number] = found[0][0], found[1][0]
-        return best, at
+    def nearness(self, queries: Floats) -> Floats:
+        found: Floats = super().nearness(queries) - np.float32(self._strength) * self._means
+        return found
+
+    def best(self, query: Floats, k: int, rows: Rows) -> tuple[Floats, Rows]:
+        return scan_rows(self.space.vectors.matrix, self._bias, self._strength, query, k, rows)
 
 
 class OverFetch:
@@ -178,7 +165,7 @@ class OverFetch:
     what it fetches until that holds; past its bound it scans.
     """
 
-    is_graph: ClassVar[bool] = False  # a filter must be heeded while fetching, or nothing is certain
+    is_graph: ClassVar[bool] = True
 
     def __init__(self, raw: Searcher, matrix: Floats, bias: Floats, strength: float = 1.0) -> None:
         self._raw = raw
@@ -228,10 +215,11 @@ class OverFetch:
         return best, at
 
 
-def biased(raw: Searcher, matrix: Floats, lists: Lists, graph: Path, vectors: Path, bias: Floats) -> BiasedSearcher:
-    """The backend that searches the rows of ``raw`` with a bias ``(rows,)``; ``graph`` and ``vectors`` are verified."""
+def biased(raw: Searcher, clusters: Ivf, graph: Path, vectors: Path, bias: Floats) -> tuple[BiasedSearcher, BiasedIvf]:
+    """What searches the rows of ``raw`` and of its ``clusters`` with a bias ``(rows,)``; the files are verified."""
+    lists = BiasedIvf(clusters.space, bias)
     if isinstance(raw, Hnsw):
-        return BiasedHnsw.over(graph, vectors, bias)
+        return BiasedHnsw.over(graph, vectors, bias), lists
     if isinstance(raw, Ivf):
-        return BiasedIvf(raw, matrix, lists, bias)
-    return OverFetch(raw, matrix, bias)
+        return lists, lists
+    return OverFetch(raw, clusters.space.vectors.matrix, bias), lists

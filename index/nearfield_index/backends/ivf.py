@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import faiss
 import numpy as np
 
-from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
+from nearfield_index.backends.base import BuildParams, Floats, Rows, RowTest, Space, Step
 from nearfield_index.backends.exact import nothing, search_flat
 from nearfield_index.bitmap import Bitmap
 
@@ -21,7 +21,7 @@ class Ivf:
     is_graph: ClassVar[bool] = False
 
     def __init__(self, space: Space) -> None:
-        self._space = space
+        self.space = space
 
     @classmethod
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
@@ -35,30 +35,54 @@ class Ivf:
     def nbytes(self) -> int:
         return 0
 
-    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        lists = self._space.lists
+    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None) -> tuple[Floats, Rows]:
+        """As every backend; a bitmap also tells which lists have rows that pass, and only those are probed then."""
+        lists = self.space.lists
+        nearness = self.nearness(queries)
         probes = min(effort, len(lists.centroids))
-        nearness = queries @ lists.centroids.T
-        nearest = np.argpartition(-nearness, probes - 1, axis=1)[:, :probes]
+        if isinstance(within, Bitmap):
+            useless = _counts(within, lists.offsets) == 0
+            nearness[:, useless] = -np.inf
+            probes = min(probes, len(useless) - int(np.count_nonzero(useless)))
+        if probes == 0:
+            return nothing(len(queries), k)
+        nearest = np.argpartition(nearness, len(lists.centroids) - probes, axis=1)[:, -probes:]
         best, at = nothing(len(queries), k)
         for number, chosen in enumerate(nearest):
             rows = self.rows_of(chosen)
             if within is not None:
                 rows = rows[within.test(rows)]
             if len(rows):
-                selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
-                query = queries[number : number + 1]
-                flat = self._space.vectors.flat
-                found = search_flat(flat, query, min(k, len(rows)), selector=selector, width=k)
+                found = self.best(queries[number : number + 1], k, rows)
                 best[number], at[number] = found[0][0], found[1][0]
         return best, at
 
+    def nearness(self, queries: Floats) -> Floats:
+        """How promising each list is for each query ``(n, lists)``."""
+        found: Floats = queries @ self.space.lists.centroids.T
+        return found
+
+    def best(self, query: Floats, k: int, rows: Rows) -> tuple[Floats, Rows]:
+        """The best k of these rows for one query ``(1, columns)``."""
+        selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
+        return search_flat(self.space.vectors.flat, query, min(k, len(rows)), selector=selector, width=k)
+
     def rows_of(self, chosen: Rows) -> Rows:
         """The rows of the chosen lists, ascending."""
-        starts = self._space.lists.offsets[:-1]
+        starts = self.space.lists.offsets[:-1]
         chosen = np.sort(chosen)
-        first, length = starts[chosen], self._space.lists.offsets[chosen + 1] - starts[chosen]
+        first, length = starts[chosen], self.space.lists.offsets[chosen + 1] - starts[chosen]
         # Row ranges back to back, without a loop: a running count plus each range's shift.
         shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
         rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)
         return rows
+
+
+def _counts(within: Bitmap, offsets: Rows) -> Rows:
+    """How many rows pass in each range between two ``offsets``."""
+    words = within.words()
+    before = np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)])
+    word, bit = offsets >> 6, (offsets & 63).astype(np.uint64)
+    partial = np.append(words, np.uint64(0))[word] & ((np.uint64(1) << bit) - np.uint64(1))
+    upto: Rows = before[word] + np.bitwise_count(partial)
+    return np.diff(upto)

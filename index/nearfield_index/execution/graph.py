@@ -23,7 +23,7 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # Single queries differ in depth; what counts is their mean, so one may fall short by this much.
-_SHORT = 0.02
+_SHORT = 0.015
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
 

@@ -46,11 +46,11 @@ def is_fitted(segment: Segment, name: str, fit: Biaser) -> bool:
 def face(segment: Segment, name: str, version: str, items: ItemBiases) -> FieldPart:
     """The normalised face of a field with these biases, over the graph and the lists that are there."""
     raw = segment.fields[name]
-    backend = None
-    if raw.backend is not None and raw.lists is not None:
+    searchers = None
+    if raw.backend is not None and raw.clusters is not None:
         graph, vectors = segment.directory / f"graph-{name}", segment.directory / f"vectors-{name}"
-        backend = biased(raw.backend, raw.matrix, raw.lists, graph, vectors, items.bias[:, 0])
-    return NormalField.of(raw, items, version, backend)
+        searchers = biased(raw.backend, raw.clusters, graph, vectors, items.bias[:, 0])
+    return NormalField.of(raw, items, version, searchers)
 
 
 def save(segment: Segment, name: str, version: str, items: ItemBiases) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nearfield_index.backends.biased import BiasedSearcher, scan_biased
+from nearfield_index.backends.biased import BiasedIvf, BiasedSearcher, scan_biased
 from nearfield_index.backends.space import Doubles, ItemBiases, original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
@@ -25,13 +25,16 @@ class NormalField(FieldPart):
 
     items: ItemBiases | None = None
     use: BiasUse | None = None
-    biased_backend: BiasedSearcher | None = None
+    searchers: tuple[BiasedSearcher, BiasedIvf] | None = None
 
     @classmethod
-    def of(cls, raw: FieldPart, items: ItemBiases, version: str, backend: BiasedSearcher | None) -> NormalField:
-        """The normalised face of a field."""
-        raw_parts = (raw.metric, raw.matrix, raw.rows, raw.flat, backend, raw.lists, raw.longest, None)
-        return cls(*raw_parts, items, BiasUse(version), backend)
+    def of(
+        cls, raw: FieldPart, items: ItemBiases, version: str, searchers: tuple[BiasedSearcher, BiasedIvf] | None
+    ) -> NormalField:
+        """The normalised face of a field; ``searchers`` hold the whole bias."""
+        backend, clusters = (None, None) if searchers is None else searchers
+        raw_parts = (raw.metric, raw.matrix, raw.rows, raw.flat, backend, clusters, raw.longest, None)
+        return cls(*raw_parts, items, BiasUse(version), searchers)
 
     @property
     def known(self) -> ItemBiases:
@@ -70,8 +73,10 @@ class NormalField(FieldPart):
     def biased(self, use: BiasUse) -> FieldPart:
         if use == self.use:
             return self
-        graph = self.biased_backend if use.variant == 0 else None  # it holds the whole bias, not one bank's
-        return replace(self, use=use, backend=None if graph is None else graph.at_strength(use.strength))
+        if self.searchers is None or use.variant:  # searchers hold the whole bias, not one bank's
+            return replace(self, use=use, backend=None, clusters=None)
+        graph, lists = self.searchers
+        return replace(self, use=use, backend=graph.at_strength(use.strength), clusters=lists.at_strength(use.strength))
 
     def scan(self, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         return scan_biased(self.matrix, self.bias, self.strength, queries, k, within)

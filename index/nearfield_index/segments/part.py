@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nearfield_index.backends.base import Lists, Searcher
+from nearfield_index.backends.base import Searcher
 from nearfield_index.backends.exact import scan
+from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import Doubles, as_inner, rounding, scores
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped
@@ -37,7 +38,8 @@ class FieldPart:
 
     ``rows[i]`` is the part's row of matrix row ``i`` (None where they are the same), ascending only where the
     part says nothing else. ``flat`` is the FAISS face of the matrix where there is one; ``backend`` is None where
-    every answer is exact; ``longest`` bounds the length of its vectors.
+    every answer is exact, ``clusters`` where there are none to search by; ``longest`` bounds the length of its
+    vectors.
     """
 
     metric: Metric
@@ -45,7 +47,7 @@ class FieldPart:
     rows: Rows | None
     flat: Any
     backend: Searcher | None
-    lists: Lists | None
+    clusters: Ivf | None
     longest: float
     normal: FieldPart | None = None
     """The same vectors with the bias of a hubness fit, where there is one."""

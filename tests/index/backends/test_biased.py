@@ -11,6 +11,7 @@ import pytest
 from nearfield_index.backends import backend
 from nearfield_index.backends.base import BuildParams, Space
 from nearfield_index.backends.biased import OverFetch, biased, scan_biased
+from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import queried, stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
@@ -58,7 +59,9 @@ def test_a_searcher_ranks_by_product_less_bias(tmp_path: Path, kind: str, metric
     params = BuildParams(16, 100)
     backend(kind).build(tmp_path / "graph", space, params, threads=1, step=lambda _: None)
     raw = backend(kind).open(tmp_path / "graph", space, params)
-    searcher = biased(raw, space.vectors.matrix, space.lists, tmp_path / "graph", tmp_path / "vectors", bias)
+    clusters = raw if isinstance(raw, Ivf) else Ivf(space)
+    searcher, lists = biased(raw, clusters, tmp_path / "graph", tmp_path / "vectors", bias)
+    assert (lists is searcher) == (kind == "ivf")
     back = np.argsort(clustering.order)
     queries = queried(Q, metric)
     for strength in (1.0, 0.5):
