@@ -14,6 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from loadtests import predicates
+from loadtests.expensive import Expensive
 from loadtests.truth import nearest
 
 Floats = NDArray[np.float32]
@@ -40,7 +41,8 @@ class Corpus:
     ``base`` (n, d) and ``queries`` (m, d) float32; ``truth`` (m, depth) int64 the true neighbours, best first, or None
     where nobody computed them; ``training`` (t, d) further queries, never among ``queries``, that an index may learn
     from; ``metric`` is ``l2`` or ``cosine``; ``attributes`` are columns of n values; ``predicates`` the filter that
-    goes with each query, where the data set has such (``truth`` is always without a filter).
+    goes with each query, where the data set has such (``truth`` is always without a filter); ``expensive`` what a
+    scorer thinks of queries and base, where it has such.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Corpus:
     truth: Integers | None
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
     predicates: predicates.Predicates | None = None
+    expensive: Expensive | None = None
 
 
 def names() -> list[str]:
@@ -258,6 +261,30 @@ def _minilm(data: Path) -> Corpus:
     return _corpus(stem, "cosine", np.load(data / f"{stem}.npy"), np.load(data / f"{stem}_queries.npy"), truth)
 
 
+def _ce(data: Path) -> Corpus:
+    """Texts under a late-interaction scorer whose every score is known; anchors are other queries than those asked."""
+    import pyarrow.parquet
+
+    with np.load(data / "ce" / "late_interaction.npz") as held:
+        scores, base, queries = held["maxsim"], held["item_emb"], held["query_emb"]
+        asked, others = held["test_queries"], held["train_queries"]
+    texts = {
+        name: pyarrow.parquet.read_table(data / "ce" / f"{name}.parquet", columns=["text"])["text"].to_pylist()
+        for name in ("queries", "items")
+    }
+    rows = np.concatenate([asked, others])
+    expensive = Expensive.of_table(
+        scores[rows].astype(np.float64),
+        [texts["queries"][row] for row in rows.tolist()],
+        texts["items"],
+        anchors=queries[others].astype(np.float32),
+    )
+    none = queries[:0].astype(np.float32)
+    return Corpus(
+        "ce", "cosine", base.astype(np.float32), queries[asked].astype(np.float32), none, None, expensive=expensive
+    )
+
+
 _REAL: dict[str, Callable[[Path], Corpus]] = {
     "fashion_mnist_784_euclidean": _fashion,
     "glove_50_angular": _glove,
@@ -265,6 +292,7 @@ _REAL: dict[str, Callable[[Path], Corpus]] = {
     "hybrid_debian": _hybrid_debian,
     "pypi_256": _pypi,
     "debian_short_minilm_384": _minilm,
+    "ce": _ce,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loadtests.workloads import batch, churn, hybrid, ingest, monitor, overhead, recall
+from loadtests.workloads import batch, churn, hybrid, ingest, monitor, overhead, recall, scorer, scorer_latency
 from loadtests.workloads.bench import Bench
 
 WORKLOADS: dict[str, Callable[[Bench], None]] = {
@@ -14,5 +14,7 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "overhead": overhead.run,
     "hybrid": hybrid.run,
     "batch": batch.run,
+    "scorer": scorer.run,
+    "scorer-latency": scorer_latency.run,
     "monitor": monitor.run,
 }

@@ -47,6 +47,8 @@ class Hit(Point):
     score: float = float("nan")
     raw_score: float | None = None
     bias: float | None = None
+    base_score: float | None = None
+    """The similarity, where ``score`` is a scorer's."""
 
     @classmethod
     def from_wire(cls, row: Reply) -> Hit:
@@ -58,6 +60,7 @@ class Hit(Point):
             float(row["score"]),
             row.get("raw_score"),
             row.get("bias"),
+            row.get("base_score"),
         )
 
 

@@ -13,6 +13,7 @@ from nearfield_index.filters.expr import Everything, Expr
 from nearfield_index.filters.parse import parse_filter
 from nearfield_index.limits import Limits
 from nearfield_index.points import PointId, check_ids
+from nearfield_index.ranking.request import Rerank, check_counts, parse_rerank
 from nearfield_index.schema import (
     DEFAULT_FIELD,
     Schema,
@@ -29,6 +30,7 @@ _KEYS = frozenset(
     "vector vectors ids field k offset filter filters select with min_score recall exact hubness hubness_strength"
     " rerank after timeout_ms explain".split()
 )
+_LEAST_DIM = 64  # a hit costs as much to tell as so many products
 _EXTRAS = frozenset({"vectors", "text"})
 
 
@@ -66,6 +68,7 @@ class Query(NamedTuple):
     explain: bool
     hubness: str = "auto"
     hubness_strength: float | None = None
+    rerank: Rerank | None = None
 
     @property
     def size(self) -> int:
@@ -89,7 +92,7 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         raise InvalidRequest(f"k + offset is at most {limits.k}", field="offset")
     vectors, ids = _parse_target(body, field, limits)
     count = len(vectors) if vectors is not None else len(ids or ())
-    cost = count * (k + offset) * field.dim
+    cost = count * (k + offset) * max(field.dim, _LEAST_DIM)
     if cost > limits.query_cost:
         raise TooLarge(
             f"queries x k x dim is {cost}, the limit is {limits.query_cost}",
@@ -116,6 +119,7 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         None if timeout is None else check_int(timeout, at="timeout_ms", low=1, high=3_600_000) / 1000,
         check_flag(body.get("explain", False), at="explain"),
         *_parse_hubness(body),
+        _parse_rerank(body, count, k + offset, limits),
     )
 
 
@@ -129,9 +133,15 @@ def _parse_hubness(body: Mapping[str, Any]) -> tuple[str, float | None]:
     return mode, check_number(strength, at="hubness_strength", low=0.01, high=4.0)
 
 
+def _parse_rerank(body: Mapping[str, Any], count: int, wanted: int, limits: Limits) -> Rerank | None:
+    if body.get("rerank") is None:
+        return None
+    rerank = parse_rerank(body["rerank"], wanted=wanted, limits=limits)
+    check_counts(rerank, count, limits)
+    return rerank
+
+
 def _refuse_unbuilt(body: Mapping[str, Any]) -> None:
-    if body.get("rerank") is not None:
-        raise InvalidRequest("reranking is not built yet", code="not_yet", field="rerank")
     vector = body.get("vector")
     if isinstance(vector, Mapping) and ("positive" in vector or "negative" in vector):
         raise InvalidRequest("positive and negative examples are not built yet", code="not_yet", field="vector")

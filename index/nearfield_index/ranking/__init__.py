@@ -1,1 +1,1 @@
-"""From distances to a ranking: hubness normalisation as one bias an item."""
+"""From distances to the order that counts: hubness normalisation, and searching under an expensive scorer."""

@@ -82,10 +82,6 @@ class FieldPart:
         """How far such a product of a scan may be off, ``(n,)``."""
         return rounding(queries, self.longest, self.metric)
 
-    def bias_at(self, rows: Rows) -> Doubles | None:
-        """What is subtracted from the inner products of rows; None where nothing is."""
-        return None
-
     def translate(self, passing: Compiled) -> Compiled:
         """A filter over the part's rows as one over matrix rows."""
         return passing if self.rows is None else Mapped(passing, self.rows)
@@ -193,12 +189,7 @@ class FilterCache:
         with self._lock:
             if expr not in self._held:
                 self._held[expr] = made
-                self._bytes += _size(made)
+                self._bytes += made.nbytes
                 while len(self._held) > 1 and (self._bytes > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
-                    self._bytes -= _size(self._held.popitem(last=False)[1])
+                    self._bytes -= self._held.popitem(last=False)[1].nbytes
         return made
-
-
-def _size(compiled: Compiled) -> int:
-    """Bytes of a bitmap in both its forms: either may still be asked for while the filter is held."""
-    return compiled.n // 8 + 8 * compiled.estimate.high
