@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from threading import Lock
 from typing import Any
@@ -23,7 +23,8 @@ from nearfield_index.quality import calibration
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.segments.compaction import SegmentSize, plan_merge
 from nearfield_index.segments.live import LiveSegments
-from nearfield_index.segments.part import Keys
+from nearfield_index.segments.normal import NormalField
+from nearfield_index.segments.part import FieldPart, Keys
 from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.writer import FieldRows, SegmentRows, pick_kind, write_indexed
 from nearfield_index.storage.rows import RowStore
@@ -170,7 +171,7 @@ class Builder:
                 step=lambda done: step(0.1 + 0.8 * done),
             )
             try:
-                segment = Segment(where / name)
+                segment = self._live.fitted(Segment(where / name))
                 self._calibrate_segment(job, segment, lambda done: step(0.9 + 0.1 * done))
             except BaseException:
                 shutil.rmtree(where / name, ignore_errors=True)
@@ -209,10 +210,7 @@ class Builder:
         return [
             segment
             for segment, _ in self._live.view.segments
-            if any(
-                part.backend is not None and (segment.name, name) not in self.calibrations
-                for name, part in segment.fields.items()
-            )
+            if any((segment.name, name) not in self.calibrations for name, _ in _searched(segment))
         ]
 
     def _calibrate(self, job: Job, segments: Sequence[Segment]) -> None:
@@ -221,14 +219,34 @@ class Builder:
 
     def _calibrate_segment(self, job: Job, segment: Segment, step: Callable[[float], None]) -> None:
         job.report(job.progress, "calibrating")
-        measured = {
-            name: calibration.calibrate(part, self._reservoir.sample(name), threads=BACKGROUND, step=step)
-            for name, part in segment.fields.items()
-            if part.backend is not None
-        }
+        measured = {}
+        for name, part in _searched(segment):
+            field, _, version = name.partition("@")
+            sample = self._reservoir.sample(field)
+            if version:
+                sample = self._live.fits[field].probes if field in self._live.fits else sample[:0]
+            measured[name] = calibration.calibrate(part, sample, threads=BACKGROUND, step=step)
         if measured:
             calibration.save(self._calibration_path(segment.name), measured)
             self._adopt(segment.name, measured)
+
+    def calibrate_face(self, segment: Segment, field: str, face: FieldPart, version: str, probes: Floats) -> None:
+        """Calibrate normalised search of a segment for a fit that is not in force yet, unless that is done."""
+        name = f"{field}@{version}"
+        if face.backend is None or (segment.name, name) in self.calibrations:
+            return
+        known = self.state(segment.name)
+        known[name] = calibration.calibrate(face, probes, threads=BACKGROUND, step=lambda done: None)
+        calibration.save(self._calibration_path(segment.name), known)
+        self._adopt(segment.name, {name: known[name]})
+
+    def forget_faces(self, versions: set[str]) -> None:
+        """Drop the calibrations of fits that are no longer in force."""
+        self.calibrations = {
+            key: known
+            for key, known in self.calibrations.items()
+            if "@" not in key[1] or key[1].partition("@")[2] in versions
+        }
 
     def _adopt(self, segment: str, measured: dict[str, Calibration]) -> None:
         # Replaced whole: queries read the mapping without a lock.
@@ -236,3 +254,12 @@ class Builder:
 
     def _calibration_path(self, segment: str) -> Any:
         return self._live.segment_path() / segment / "calibration.json"
+
+
+def _searched(segment: Segment) -> Iterator[tuple[str, FieldPart]]:
+    """What of a segment has an index, raw and normalised, under the name it is calibrated by."""
+    for name, part in segment.fields.items():
+        if part.backend is not None:
+            yield name, part
+        if isinstance(part.normal, NormalField) and part.normal.backend is not None:
+            yield f"{name}@{part.normal.version}", part.normal

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -21,6 +22,18 @@ from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
 from nearfield_index.filters.expr import Expr, fields, ids_of
 from nearfield_index.filters.facets import merge_facets
+from nearfield_index.hubness.fit import load_fit
+from nearfield_index.hubness.job import Workplace
+from nearfield_index.hubness.monitor import HubMonitor
+from nearfield_index.hubness.request import unfinished
+from nearfield_index.hubness.search import (
+    Normalised,
+    biases_of_hits,
+    fit_for,
+    raw_scores,
+    search_normalised,
+)
+from nearfield_index.hubness.service import Hubness
 from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.points import PointId, check_attributes
@@ -31,8 +44,9 @@ from nearfield_index.ranking.querylog import QueryLog
 from nearfield_index.ranking.request import Rerank
 from nearfield_index.ranking.scorers import Scorers
 from nearfield_index.rerankers import Rerankers
-from nearfield_index.schema import Schema, schema_from_wire
-from nearfield_index.segments.live import LiveSegments
+from nearfield_index.schema import Metric, Schema, schema_from_wire
+from nearfield_index.segments.live import Hooks, LiveSegments
+from nearfield_index.segments.mutable import Judged
 from nearfield_index.segments.part import FindKeys, Keys
 from nearfield_index.segments.view import View
 from nearfield_index.storage.commits import GroupCommit
@@ -55,6 +69,10 @@ class Answer(NamedTuple):
     stored: dict[int, StoredPoint]
     vectors: dict[str, dict[int, Any]]
     report: Report
+    normalised: Normalised | None = None
+    biases: Any = None
+    raw: Any = None
+    """Of a normalised answer: what was subtracted from each hit, and its score without, both ``(n, k)``."""
 
 
 class Collection:
@@ -77,13 +95,20 @@ class Collection:
         self.store = RowStore(directory)
         self.name: str = self.store.meta("name")
         schema = schema_from_wire(orjson.loads(self.store.meta("schema")))
-        self.live = LiveSegments(directory, self.store, schema, tail_bytes=limits.tail_bytes)
+        watcher = HubMonitor(directory / "hubness" / "quarantine.json")
+        fits = directory / "hubness"
+        hooks = Hooks(partial(_load_fit, fits), partial(_watch, watcher), watcher.held, unfinished(fits))
+        self.live = LiveSegments(directory, self.store, schema, tail_bytes=limits.tail_bytes, hooks=hooks)
         self.reservoir = QueryReservoir(schema)
         self.reservoir.load(directory / "queries")
         self.commits: GroupCommit[PointWrite] = GroupCommit(
             self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes
         )
         self.builder = Builder(self.name, self.store, self.live, self.reservoir, self.commits.turn, maintenance)
+        place = Workplace(
+            directory / "hubness", self.store, self.live, self.builder, self.reservoir, watcher, self.commits.turn
+        )
+        self.hubness = Hubness(self.name, place, maintenance, limits)
         self.monitor = RecallMonitor(rate=sample_rate, submit=maintenance.run_quietly)
         self.queries = 0
         self.exact_rows = 0
@@ -109,6 +134,7 @@ class Collection:
             if not self._closed:
                 self._closed = True
                 try:
+                    self.hubness.save()
                     self.reservoir.save(self.directory / "queries")
                     self.reranked.save(self.directory / "reranked")
                     self.pair_log.close()
@@ -133,6 +159,7 @@ class Collection:
                 write.apply(self.store, change)
         try:
             self.live.apply(change)
+            self.hubness.buried(change.dead)
         except BaseException as error:
             self.store.fail(f"a commit was not made visible: {error!r}")
             raise
@@ -253,8 +280,15 @@ class Collection:
             # Where writers are quicker than the search every time, they wait once.
             with self.commits.turn if attempt == _RETRIES - 1 else nullcontext():
                 view, find_keys = self.view_for(query.filters, query.ids or ())
-                whole, report = run(view, search, metric, self.builder.calibrations, find_keys)
-                found = _cut(whole, query, find_keys)
+                fitted = fit_for(view, query) if view.fits or query.hubness == "on" else None
+                if fitted is None:
+                    whole, report = run(view, search, metric, self.builder.calibrations, find_keys)
+                    found, used = _cut(whole, query, find_keys), None
+                else:
+                    whole, report, used = search_normalised(
+                        view, search, *fitted, metric, self.builder.calibrations, find_keys
+                    )
+                    found = _cut(whole, query._replace(min_score=None), find_keys)
                 if not query.selection.anything:
                     break
                 pks = np.unique(found.pks[found.pks >= 0])
@@ -263,9 +297,22 @@ class Collection:
                     loaded = self._vectors(stored, query.selection)
             if len(stored) == len(pks):
                 break
-        self.monitor.consider(view, search, query.recall, metric, find_keys, whole, report)
         self._note(query, vectors, report)
-        return Answer(view, found, _ids(view, found), stored, loaded, report)
+        if used is None:
+            self.monitor.consider(view, search, query.recall, metric, find_keys, whole, report)
+            return Answer(view, found, _ids(view, found), stored, loaded, report)
+        return self._normalised(Answer(view, found, _ids(view, found), stored, loaded, report, used), query, metric)
+
+    def _normalised(self, answer: Answer, query: Query, metric: Metric) -> Answer:
+        """The answer with bias and raw score of each hit. ``min_score`` is about raw scores, as without a fit."""
+        assert answer.normalised is not None
+        biases = biases_of_hits(answer.view, query.field, answer.found, answer.normalised)
+        raw = raw_scores(answer.found.scores, biases, metric)
+        if query.min_score is not None:
+            found = answer.found._replace(pks=np.where(raw < query.min_score, -1, answer.found.pks))
+            answer = answer._replace(found=found)
+        self.hubness.normalised += len(biases)
+        return answer._replace(biases=biases, raw=raw)
 
     def wait_for(self, query: Query) -> None:
         """Wait until the sequence a query is ``after`` is visible. Raises :class:`Conflict` when it is not to come."""
@@ -325,6 +372,7 @@ class Collection:
         self.exact_rows += report.exact_rows
         if query.ids is None and len(vectors):
             before = len(vectors) + calibration.ENOUGH_QUERIES
+            self.hubness.note(query.field, vectors)
             held = self.reservoir.add(query.field, vectors)
             if calibration.ENOUGH_QUERIES <= held < before and self._calibrated_on_rows(query.field):
                 self.builder.schedule_calibration()
@@ -347,6 +395,19 @@ class Collection:
 
     def _calibrated_on_rows(self, field: str) -> bool:
         return any(c.source == "rows" for (_, name), c in self.builder.calibrations.items() if name == field)
+
+
+def _load_fit(directory: Path, field: str, file: str) -> Any:
+    return load_fit(directory, file)
+
+
+def _watch(watcher: HubMonitor, live: LiveSegments, judged: Sequence[Judged]) -> None:
+    """New points are judged before they are visible. A fault here must not stop a write that is durable already."""
+    try:
+        if watcher.judge(live.fits, judged):
+            live.hide(watcher.held)
+    except Exception:
+        _log.exception("the hub monitor failed")
 
 
 def _no_keys(ids: Sequence[PointId]) -> Keys:

@@ -76,4 +76,17 @@ def quality(collection: Collection) -> Json:
         for name, known in collection.builder.state(segment.name).items():
             segments.append({"segment": segment.name, "field": name, **known.to_json()})
     measured = collection.monitor.to_wire()
-    return {"recall": {"target": collection.schema.index.recall, "measured": measured, "calibration": segments}}
+    return {
+        "recall": {"target": collection.schema.index.recall, "measured": measured, "calibration": segments},
+        "hubness": hubness(collection),
+        "hub_alerts": collection.hubness.alerts(),
+    }
+
+
+def hubness(collection: Collection) -> Json:
+    """The fits in force by field, in short."""
+    kept = ("method", "strength", "gate", "version", "recommended")
+    if not collection.live.fits:
+        return {}
+    fields: Json = collection.hubness.describe()["fields"]
+    return {name: {key: report[key] for key in (*kept, "bank")} for name, report in fields.items()}

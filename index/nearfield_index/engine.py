@@ -85,7 +85,7 @@ class Engine:
             "name": "nearfield",
             "version": VERSION,
             "limits": self._limits.to_wire(),
-            "features": ["frame", "filters", "facet", "jobs", "rerank"],
+            "features": ["frame", "filters", "facet", "jobs", "hubness", "rerank"],
             "scorers": [each["name"] for each in self._catalog.scorers.to_wire()],
         }
 
@@ -113,6 +113,7 @@ class Engine:
                     "queries": c.queries,
                     "exact_rows": c.exact_rows,
                     "recall": c.monitor.to_wire()["buckets"],
+                    "hubness": c.hubness.stats(),
                 }
                 for c in self._catalog.list()
             ],
@@ -291,6 +292,8 @@ class Engine:
             meta["recall"]["interval"] = collection.monitor.interval(answer.report)
         if query.explain:
             meta["plans"] = answer.report.plans
+        if answer.normalised is not None:
+            meta["hubness"] = answer.normalised.to_wire() | {"exact": answer.report.all_exact}
         results = reading.answer_to_wire(answer, query)
         meta["ms"] = round((time.perf_counter() - start) * 1e3, 3)
         return {"results": results, "meta": meta}
@@ -318,6 +321,26 @@ class Engine:
                 raise InvalidRequest("must hold at least one query", field="queries")
             collection.reservoir.replace(name_of_field, sample)
         return collection.builder.optimize(new_queries=body.get("queries") is not None).to_wire()
+
+    def fit_hubness(self, name: str, body: Body) -> Json:
+        """Fit a normalisation as a job: bank, method, pairs; in force once the job is done."""
+        return self._catalog.get(name).hubness.request_fit(body).to_wire()
+
+    def hubness(self, name: str) -> Json:
+        """The reports of the fits in force."""
+        return self._catalog.get(name).hubness.describe()
+
+    def drop_hubness(self, name: str) -> Json:
+        """Search raw again."""
+        return self._catalog.get(name).hubness.drop()
+
+    def rotate_hubness(self, name: str, body: Body | None = None) -> Json:
+        """Replace a sixteenth of the bank as a job, by ``vectors`` or by queries of the log."""
+        return self._catalog.get(name).hubness.request_rotation(body or {}).to_wire()
+
+    def release_points(self, name: str, body: Body) -> Json:
+        """Let points out of the hub monitor's quarantine."""
+        return self._catalog.get(name).hubness.release(body)
 
     def quality(self, name: str) -> Json:
         return describing.quality(self._catalog.get(name))

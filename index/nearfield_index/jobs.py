@@ -31,6 +31,8 @@ class Job:
         self.finished_at: float | None = None
         self.joinable = True
         """Whether another request for the same work may take this job for an answer."""
+        self.abandoned: Callable[[], None] | None = None
+        """Called when it was cancelled before it began."""
         self._cancel = Event()
         self._finished = Event()
 

@@ -57,6 +57,11 @@ class Maintenance:
             if not self._closed and not self._queue.full():
                 self._queue.put_nowait((_LAST, next(self._order), Job("quiet", ""), lambda job: work()))
 
+    @property
+    def closing(self) -> bool:
+        """Whether the engine is about to end: what is cancelled now may go on at the next start."""
+        return self._closed
+
     def stop_jobs(self, collection: str) -> None:
         """Cancel a collection's jobs and wait until none runs."""
         for job in self.jobs.list():
@@ -82,6 +87,8 @@ class Maintenance:
                 self._drop_waiting()
                 return
             if job.cancelled:
+                if job.abandoned is not None and not self._closed:
+                    job.abandoned()
                 job.finish("cancelled")
             else:
                 self._run(job, work)

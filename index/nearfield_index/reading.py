@@ -62,6 +62,8 @@ def answer_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
     """Hits of each query, best first."""
     scores, pks = answer.found.scores.tolist(), answer.found.pks.tolist()
     selection = query.selection
+    if answer.normalised is not None:
+        return _normalised_to_wire(answer, query)
     results: list[list[Json]] = []
     width = answer.found.pks.shape[1]
     for row, keys in enumerate(pks):
@@ -76,6 +78,24 @@ def answer_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
                 continue
             hit: Json = {"id": answer.ids[row * width + column], "score": scores[row][column]}
             _add_selected(hit, answer.stored[pk], selection, answer.vectors)
+            hits.append(hit)
+        results.append(hits)
+    return results
+
+
+def _normalised_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
+    """Hits that carry what the ranking used: the score, without normalisation, and the bias between the two."""
+    columns = (answer.found.pks, answer.found.scores, answer.raw, answer.biases)
+    width = answer.found.pks.shape[1]
+    results: list[list[Json]] = []
+    for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        hits: list[Json] = []
+        for at, (pk, score, raw, bias) in enumerate(zip(*values, strict=True)):
+            if pk < 0:
+                continue
+            hit: Json = {"id": answer.ids[row * width + at], "score": score, "raw_score": raw, "bias": bias}
+            if query.selection.anything:
+                _add_selected(hit, answer.stored[pk], query.selection, answer.vectors)
             hits.append(hit)
         results.append(hits)
     return results

@@ -168,6 +168,76 @@ def export_pairs(
     export(Target(url, api_key, data), collection, file, name)
 
 
+hubness = typer.Typer(help="Hubness normalisation: fit, report, drop, release.", no_args_is_help=True)
+app.add_typer(hubness, name="hubness")
+
+
+@hubness.command("fit")
+def hubness_fit(
+    collection: Collection,
+    bank: Annotated[Path | None, typer.Option(help="npy file with queries, one a row.")] = None,
+    log: Annotated[int | None, typer.Option(help="So many of the live queries instead (switches the log on).")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="npz file with vectors and the ids that answer them.")] = None,
+    method: Annotated[str, typer.Option(help="auto, is, dual_is, nnn, csls or sinkhorn.")] = "auto",
+    strength: Annotated[float | None, typer.Option(help="Of that method; chosen by trial by default.")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Normalise only queries whose raw best hit is a known one.")
+    ] = False,
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Keep new hubs from results.")] = False,
+    field: Annotated[str | None, typer.Option(help="Vector field.")] = None,
+    url: Url = HERE,
+    api_key: ApiKey = None,
+    data: Data = None,
+) -> None:
+    """Fit a normalisation on a bank of queries, and say whether it helps."""
+    from nearfield_server.commands.hubness import Asked, fit
+    from nearfield_server.commands.target import Target
+
+    asked = Asked(bank, log, pairs, method, strength, gate, quarantine, field)
+    fit(Target(url, api_key, data), collection, asked)
+
+
+@hubness.command("report")
+def hubness_report(
+    collection: Collection,
+    plot: Annotated[Path | None, typer.Option(help="Draw the report into this file (.png, .svg, .pdf).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    field: Annotated[str | None, typer.Option(help="Vector field.")] = None,
+    url: Url = HERE,
+    api_key: ApiKey = None,
+    data: Data = None,
+) -> None:
+    """Show hubness and recall before and after, and the top hubs."""
+    from nearfield_server.commands.hubness import report
+    from nearfield_server.commands.target import Target
+
+    report(Target(url, api_key, data), collection, field=field, as_json=as_json, plot=plot)
+
+
+@hubness.command("drop")
+def hubness_drop(collection: Collection, url: Url = HERE, api_key: ApiKey = None, data: Data = None) -> None:
+    """Search without normalisation again."""
+    from nearfield_server.commands.hubness import drop
+    from nearfield_server.commands.target import Target
+
+    drop(Target(url, api_key, data), collection)
+
+
+@hubness.command("release")
+def hubness_release(
+    collection: Collection,
+    ids: Annotated[list[str], typer.Argument(help="Ids of points.")],
+    url: Url = HERE,
+    api_key: ApiKey = None,
+    data: Data = None,
+) -> None:
+    """Let points out of the hub monitor's quarantine."""
+    from nearfield_server.commands.hubness import release
+    from nearfield_server.commands.target import Target
+
+    release(Target(url, api_key, data), collection, ids)
+
+
 @app.command()
 def doctor(
     path: Annotated[Path, typer.Argument(help="Data directory; no server may be using it.")],

@@ -99,6 +99,7 @@ class EngineCollector(Collector):
                 bytes_by_part.add_metric([collection["name"], part], float(size))
         yield bytes_by_part
         yield _recall(collections)
+        yield from _hubness(collections)
         jobs = GaugeMetricFamily("nearfield_jobs", "Jobs by state", labels=["state"])
         for state in ("running", "queued"):
             jobs.add_metric([state], float(stats["jobs"][state]))
@@ -149,3 +150,17 @@ def _recall(collections: Iterable[Mapping[str, Any]]) -> Metric:
         for bucket in collection["recall"]:
             metric.add_metric([collection["name"], bucket["plan"], bucket["selectivity"]], bucket["recall"])
     return metric
+
+
+def _hubness(collections: list[dict[str, Any]]) -> Iterator[Metric]:
+    """What hubness normalisation and the hub monitor did."""
+    families: list[tuple[str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = [
+        ("normalised", CounterMetricFamily, "nearfield_normalised_queries", "Queries answered with a hubness bias"),
+        ("flagged", CounterMetricFamily, "nearfield_hub_alerts", "New points far above the collection's hub scores"),
+        ("quarantined", GaugeMetricFamily, "nearfield_quarantined_points", "Points kept out of results"),
+    ]
+    for key, family, name, text in families:
+        metric = family(name, text, labels=["collection"])
+        for collection in collections:
+            metric.add_metric([collection["name"]], float(collection["hubness"][key]))
+        yield metric

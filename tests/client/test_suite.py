@@ -409,3 +409,53 @@ def test_a_closed_embedded_client_says_so_and_frees_the_directory(engine_dir):
     with pytest.raises(nearfield.InvalidRequest, match="closed"):
         nf.collections()
     nearfield.open(engine_dir).close()
+
+
+def test_hubness_is_fitted_reported_used_rotated_and_dropped(nf, col):
+    bank = (RNG.standard_normal((64, DIM)) + 1).astype(np.float32)
+    job = col.fit_hubness(bank, method="is", pairs=(X[:20], np.arange(20)), gallery_sample=50)
+    assert (job.kind, job.state) == ("hubness", "done")
+    report = col.hubness()
+    assert report["method"] == "is"
+    assert report["fields"]["vector"]["version"] == report["version"]
+    assert set(report["occurrence"]) == {"before", "after"}
+    hit = col.query(X[3], k=1, hubness="on")[0]
+    assert hit.score == pytest.approx(hit.raw_score - hit.bias)
+    plain = col.query(X[3], k=1, hubness="off")[0]
+    assert (plain.raw_score, plain.bias) == (None, None)
+    with pytest.raises(nearfield.InvalidRequest):
+        col.query(X[3], hubness="on", hubness_strength=0.5)
+    assert col.rotate_hubness(RNG.standard_normal((4, DIM))).state == "done"
+    assert col.hubness()["version"] != report["version"]
+    assert col.quality()["hubness"]["vector"]["method"] == "is"
+    assert col.release([1, 2]) == 0
+    assert col.drop_hubness()
+    with pytest.raises(nearfield.NotFound):
+        col.hubness()
+    with pytest.raises(nearfield.InvalidRequest):
+        col.query(X[3], hubness="on")
+
+
+def test_hubness_refusals(col):
+    with pytest.raises(nearfield.InvalidRequest, match="bank"):
+        col.fit_hubness()
+    with pytest.raises(nearfield.InvalidRequest, match="pairs"):
+        col.fit_hubness(X, pairs=X)
+    with pytest.raises(nearfield.InvalidRequest) as refused:
+        col.fit_hubness(X, method="magic")
+    assert refused.value.field == "method"
+    with pytest.raises(nearfield.Conflict) as early:
+        col.fit_hubness(log=500)
+    assert early.value.code == "not_enough_queries"
+
+
+def test_new_hubs_are_kept_from_results_until_released(col):
+    bank = (RNG.standard_normal((300, DIM)) + 1).astype(np.float32)
+    col.fit_hubness(bank, method="is", quarantine=True)
+    col.upsert(["hub"], np.ones((1, DIM), np.float32))
+    (alert,) = [each for each in col.quality()["hub_alerts"] if each["id"] == "hub"]
+    assert alert["quarantined"]
+    assert alert["hub_score"] > alert["threshold"]
+    assert "hub" not in col.query(np.ones(DIM), k=5, hubness="off").ids.tolist()
+    assert col.release(["hub"]) == 1
+    assert col.query(np.ones(DIM), k=5, hubness="off").ids[0] == "hub"

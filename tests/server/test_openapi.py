@@ -94,6 +94,7 @@ def test_docs_page_fetches_nothing_from_elsewhere(api: TestClient) -> None:
         assert outside not in page.text
 
 
+BANK = [[1, number, 0.5] for number in range(30)]
 CALLS: list[tuple[str, str, dict[str, Any] | None, int, type[wire.Reply]]] = [
     ("GET", "/v1", None, 200, wire.Info),
     ("PUT", "/v1/collections/c", {"dim": 3, "metric": "cosine"}, 201, wire.Collection),
@@ -116,6 +117,8 @@ CALLS: list[tuple[str, str, dict[str, Any] | None, int, type[wire.Reply]]] = [
     ("POST", "/v1/collections/c/facet", {"field": "color"}, 200, wire.FacetCounts),
     ("POST", "/v1/collections/c/query", {"vector": [1, 0, 0], "k": 2, "explain": True}, 200, wire.Results),
     ("POST", "/v1/collections/c/optimize", {}, 202, wire.Job),
+    ("PUT", "/v1/collections/c/hubness", {"bank": {"vectors": BANK}}, 202, wire.Job),
+    ("POST", "/v1/collections/c/hubness/release", {"ids": ["a"]}, 200, wire.Released),
     ("GET", "/v1/jobs", None, 200, wire.Jobs),
     ("GET", "/v1/collections/c/quality", None, 200, wire.Quality),
     ("POST", "/v1/collections/c/points/delete", {"ids": ["a"], "dry_run": True}, 200, wire.Deleted),
@@ -141,3 +144,28 @@ def test_a_job_has_an_address(api: TestClient) -> None:
     reply = api.post("/v1/collections/c/optimize")
     assert reply.status_code == 202
     assert api.get(reply.headers["location"]).json()["id"] == reply.json()["id"]
+
+
+def test_a_hubness_fit_over_http(api: TestClient) -> None:
+    api.put("/v1/collections/c", json={"dim": 3})
+    missing = api.get("/v1/collections/c/hubness")
+    assert (missing.status_code, missing.json()["code"]) == (404, "no_hubness_fit")
+    rows = [{"id": number, "vector": [1, number, 2]} for number in range(20)]
+    api.post("/v1/collections/c/points", json={"points": rows})
+    reply = api.put("/v1/collections/c/hubness", json={"bank": {"vectors": BANK}, "method": "nnn"})
+    assert reply.status_code == 202
+    engine: Any = api.app.state.service.engine  # type: ignore[attr-defined]
+    assert engine._catalog.maintenance.jobs.get(reply.json()["id"]).wait(60)
+    report = api.get("/v1/collections/c/hubness")
+    wire.Hubness.model_validate(report.json())
+    found = api.post("/v1/collections/c/query", json={"vector": [1, 2, 3], "hubness": "on"}).json()
+    wire.Results.model_validate(found)
+    assert found["meta"]["hubness"]["method"] == "nnn"
+    assert found["results"][0][0]["bias"] != 0
+    rotated = api.post("/v1/collections/c/hubness/rotate", json={"vectors": [[3, 2, 1], [1, 1, 9]]})
+    assert rotated.status_code == 202
+    assert engine._catalog.maintenance.jobs.get(rotated.json()["id"]).wait(60)
+    metrics = api.get("/metrics").text
+    assert 'nearfield_normalised_queries_total{collection="c"} 1.0' in metrics
+    assert 'nearfield_quarantined_points{collection="c"} 0.0' in metrics
+    assert api.delete("/v1/collections/c/hubness").status_code == 200

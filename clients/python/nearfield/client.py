@@ -227,13 +227,16 @@ class Collection:
         after: int | None = None,
         timeout_ms: int | None = None,
         explain: bool = False,
+        hubness: str | None = None,
+        hubness_strength: float | None = None,
         rerank: Mapping[str, Any] | None = None,
     ) -> Any:
         """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
 
         ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
         top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
-        ``plans``. ``rerank={"scorer": name, "query": text, "budget": 100}`` searches under an expensive scorer
+        ``plans``. ``hubness`` is ``auto`` (as the fit recommends), ``on`` or ``off``.
+        ``rerank={"scorer": name, "query": text, "budget": 100}`` searches under an expensive scorer
         (``{"reranker": name, ..}`` under one with a fitted reranker): hits then carry ``base_score``, and
         ``meta["rerank"]`` what it cost.
         """
@@ -255,6 +258,8 @@ class Collection:
                 after=after,
                 timeout_ms=timeout_ms,
                 explain=explain,
+                hubness=hubness,
+                hubness_strength=hubness_strength,
                 rerank=rerank,
             )
         )
@@ -365,6 +370,68 @@ class Collection:
     def quality(self) -> dict[str, Any]:
         """Return measured recall and other properties of the collection."""
         return self.run(operations.quality(self.name))
+
+    def fit_hubness(
+        self,
+        bank: Any = None,
+        *,
+        log: int | None = None,
+        pairs: tuple[Any, Any] | None = None,
+        method: str = "auto",
+        strength: float | None = None,
+        gate: bool = False,
+        gallery_sample: int | None = None,
+        quarantine: bool = False,
+        field: str | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        progress: ProgressOption = None,
+    ) -> Job:
+        """Fit a hubness normalisation on a ``bank`` of queries (n, d), or on ``log`` of the live queries.
+
+        ``pairs`` are queries with the id that answers each: they decide which method helps, and whether ``auto``
+        uses it. ``quarantine`` keeps new points that stand out as hubs from results until they are released.
+        """
+        job = self.run(
+            operations.fit_hubness(
+                self.name,
+                bank,
+                log=log,
+                pairs=pairs,
+                method=method,
+                strength=strength,
+                gate=gate,
+                gallery_sample=gallery_sample,
+                quarantine=quarantine,
+                field=field,
+            )
+        )
+        return self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    def hubness(self) -> dict[str, Any]:
+        """Return the report of the fit: method, hubness and recall before and after, the top hubs."""
+        return self.run(operations.hubness(self.name))
+
+    def drop_hubness(self) -> bool:
+        """Search raw again; nothing stays in quarantine."""
+        return self.run(operations.drop_hubness(self.name))
+
+    def rotate_hubness(
+        self,
+        queries: Any = None,
+        *,
+        field: str | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        progress: ProgressOption = None,
+    ) -> Job:
+        """Replace the oldest sixteenth of the bank by ``queries`` (n, d), or by queries of the log."""
+        job = self.run(operations.rotate_hubness(self.name, queries, field=field))
+        return self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    def release(self, ids: Any) -> int:
+        """Let points out of the hub monitor's quarantine; returns how many were in it."""
+        return self.run(operations.release(self.name, ids))
 
     def run(self, operation: Operation[T]) -> T:
         """Carry out an operation."""

@@ -39,6 +39,11 @@ ROUTES: dict[str, tuple[str, str]] = {
     "query": ("POST", "/v1/collections/{}/query"),
     "optimize": ("POST", "/v1/collections/{}/optimize"),
     "quality": ("GET", "/v1/collections/{}/quality"),
+    "fit_hubness": ("PUT", "/v1/collections/{}/hubness"),
+    "hubness": ("GET", "/v1/collections/{}/hubness"),
+    "drop_hubness": ("DELETE", "/v1/collections/{}/hubness"),
+    "rotate_hubness": ("POST", "/v1/collections/{}/hubness/rotate"),
+    "release_points": ("POST", "/v1/collections/{}/hubness/release"),
     "list_rerankers": ("GET", "/v1/collections/{}/rerankers"),
     "put_reranker": ("PUT", "/v1/collections/{}/rerankers/{}"),
     "get_reranker": ("GET", "/v1/collections/{}/rerankers/{}"),
@@ -182,6 +187,8 @@ def query(
     after: int | None = None,
     timeout_ms: int | None = None,
     explain: bool = False,
+    hubness: str | None = None,
+    hubness_strength: float | None = None,
     rerank: Mapping[str, Any] | None = None,
 ) -> Operation[Hits | ManyHits]:
     sought, single = _sought(q, ids)
@@ -197,6 +204,8 @@ def query(
         min_score=min_score,
         after=after,
         timeout_ms=timeout_ms,
+        hubness=hubness,
+        hubness_strength=hubness_strength,
         rerank=None if rerank is None else plain(dict(rerank)),
     )
     body.update({key: value for key, value in (("offset", offset), ("exact", exact), ("explain", explain)) if value})
@@ -219,6 +228,56 @@ def optimize(name: str, *, queries: Any = None) -> Operation[Job]:
 
 def quality(name: str) -> Operation[Reply]:
     return Operation("quality", dict, name)
+
+
+def fit_hubness(
+    name: str,
+    bank: Any = None,
+    *,
+    log: int | None = None,
+    pairs: tuple[Any, Any] | None = None,
+    method: str = "auto",
+    strength: float | None = None,
+    gate: bool = False,
+    gallery_sample: int | None = None,
+    quarantine: bool = False,
+    field: str | None = None,
+) -> Operation[Job]:
+    if (bank is None) == (log is None):
+        raise InvalidRequest("a fit needs either a bank of queries or log=", field="bank")
+    labelled = None
+    if pairs is not None:
+        if not isinstance(pairs, tuple) or len(pairs) != 2:
+            raise InvalidRequest("pairs= is a tuple: vectors and the id that answers each", field="pairs")
+        labelled = {"vectors": vectors.to_matrix(pairs[0], "pairs"), "ids": id_list(pairs[1])}
+    body = _body(
+        bank={"log": log} if bank is None else {"vectors": vectors.to_matrix(bank, "bank")},
+        pairs=labelled,
+        method=method,
+        strength=strength,
+        gate=gate or None,
+        quarantine=quarantine or None,
+        gallery_bank=None if gallery_sample is None else {"sample": gallery_sample},
+        field=field,
+    )
+    return Operation("fit_hubness", Job.from_wire, name, body)
+
+
+def hubness(name: str) -> Operation[Reply]:
+    return Operation("hubness", dict, name)
+
+
+def drop_hubness(name: str) -> Operation[bool]:
+    return Operation("drop_hubness", lambda reply: bool(reply["dropped"]), name, idempotent=False)
+
+
+def rotate_hubness(name: str, queries: Any = None, *, field: str | None = None) -> Operation[Job]:
+    body = _body(vectors=None if queries is None else vectors.to_matrix(queries, "queries"), field=field)
+    return Operation("rotate_hubness", Job.from_wire, name, body, idempotent=False)
+
+
+def release(name: str, ids: Any) -> Operation[int]:
+    return Operation("release_points", lambda reply: int(reply["released"]), name, {"ids": id_list(ids)})
 
 
 def list_rerankers(name: str) -> Operation[list[Reply]]:

@@ -39,9 +39,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Hit(Point):
-    """One found point. ``score`` is what the ranking used; higher is better, whatever the metric."""
+    """One found point. ``score`` is what the ranking used; higher is better, whatever the metric.
+
+    Where hubness normalisation was used, ``raw_score`` is the score without it and ``bias`` what it subtracted.
+    """
 
     score: float = float("nan")
+    raw_score: float | None = None
+    bias: float | None = None
     base_score: float | None = None
     """The similarity, where ``score`` is a scorer's."""
 
@@ -53,6 +58,8 @@ class Hit(Point):
             row.get("text"),
             _decode_vectors(row),
             float(row["score"]),
+            row.get("raw_score"),
+            row.get("bias"),
             row.get("base_score"),
         )
 

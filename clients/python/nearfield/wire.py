@@ -355,6 +355,10 @@ class Query(Request):
     min_score: float | None = None
     recall: Annotated[float | None, Field(description="The share of the true top k to find.", examples=[0.95])] = None
     exact: bool = False
+    hubness: Literal["auto", "on", "off"] = Field(
+        "auto", description="Rank by score less a per-item bias: on, off, or where a fit recommends it."
+    )
+    hubness_strength: float | None = Field(None, description="Another strength than the fit's, for nnn and csls.")
     after: int | None = Field(None, description="Wait until this sequence is visible.")
     timeout_ms: int | None = None
     rerank: Rerank | None = None
@@ -366,6 +370,8 @@ class Hit(Reply):
 
     id: Id
     score: float
+    raw_score: float | None = Field(None, description="Of normalised answers: the score without normalisation.")
+    bias: float | None = Field(None, description="Of normalised answers: what was subtracted.")
     base_score: float | None = Field(None, description="The similarity, where `score` is a scorer's.")
     attributes: Attributes | None = None
     text: str | None = None
@@ -400,6 +406,7 @@ class Meta(Reply):
     sequence: int
     warnings: list[str]
     recall: RecallMeta
+    hubness: dict[str, Any] | None = Field(None, description="How the answer was normalised, where it was.")
     rerank: RerankMeta | None = None
     plans: list[dict[str, Any]] | None = Field(None, description="How each segment answered, when asked for.")
 
@@ -513,3 +520,74 @@ class Jobs(Reply):
 
 class Quality(Reply):
     """Measured properties of a collection."""
+
+    hub_alerts: list[dict[str, Any]] = Field([], description="Points that stand out as hubs, newest last.")
+
+
+class Bank(Request):
+    """A bank of queries: `vectors`, or `log`: that many of the collection's own live queries (switches the log on)."""
+
+    vectors: Vectors | None = None
+    log: int | None = None
+
+
+class GalleryBank(Request):
+    """How many items stand in for queries, for the method `dual_is`."""
+
+    sample: int
+
+
+class Pairs(Request):
+    """Labelled queries: the point that answers each. They decide whether normalisation helps."""
+
+    vectors: Vectors
+    ids: list[Id]
+
+
+class FitHubness(Request):
+    """What to fit; only `bank` is required."""
+
+    field: str | None = None
+    method: Literal["auto", "is", "dual_is", "nnn", "csls", "sinkhorn"] = "auto"
+    strength: float | None = Field(None, description="Needs a method; by default one is chosen by trial.")
+    gate: bool = Field(False, description="Normalise only queries whose raw best hit some bank query has, too.")
+    bank: Bank
+    gallery_bank: GalleryBank | None = None
+    pairs: Pairs | None = None
+    quarantine: bool = Field(False, description="Keep new points that stand out as hubs from results.")
+
+
+class Hubness(Reply):
+    """A fit in force: what it is, what it does, and the hubs of the collection."""
+
+    field: str
+    method: str
+    strength: float
+    gate: bool
+    version: str
+    recommended: bool = Field(description="Whether `auto` normalises.")
+    reason: str
+    bank: dict[str, Any]
+    occurrence: dict[str, Any]
+    pairs: dict[str, Any] | None = None
+    hubs: list[dict[str, Any]]
+    fields: dict[str, Any] = Field(description="The same by vector field.")
+
+
+class RotateHubness(Request):
+    """Queries for the oldest block of the bank; without them, some of the query log."""
+
+    field: str | None = None
+    vectors: Vectors | None = None
+
+
+class ReleasePoints(Request):
+    """Points to let out of quarantine."""
+
+    ids: list[Id]
+
+
+class Released(Reply):
+    """How many points were in quarantine."""
+
+    released: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -64,23 +64,20 @@ class BuildParams:
     ef_construction: int
 
 
-class Backend(Protocol):
+class Searcher(Protocol):
     """Answers top-k by inner product over one matrix. Thread-safe; releases the GIL in its loops."""
 
-    kind: ClassVar[str]
-    efforts: ClassVar[tuple[int, ...]]
-    """Settings to calibrate, cheap to expensive; empty when every answer is exact."""
-    is_graph: ClassVar[bool]
-    """Whether it walks the same way whatever the filter, which then is better put to what the walk has found."""
+    @property
+    def kind(self) -> str: ...
 
-    @classmethod
-    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
-        """Write what the backend needs beside the matrix to ``path`` (or nothing)."""
+    @property
+    def is_graph(self) -> bool:
+        """Whether it walks the same way whatever the filter, which then is better put to what the walk has found."""
         ...
 
-    @classmethod
-    def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
-        """The backend over a mapped matrix and what :meth:`build` wrote (already verified)."""
+    @property
+    def efforts(self) -> tuple[int, ...]:
+        """Settings to calibrate, cheap to expensive; empty when every answer is exact."""
         ...
 
     @property
@@ -93,4 +90,18 @@ class Backend(Protocol):
 
         Only rows in ``within`` are returned when it is given.
         """
+        ...
+
+
+class Backend(Searcher, Protocol):
+    """A searcher of a kind, which is built once and opened from files."""
+
+    @classmethod
+    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
+        """Write what the backend needs beside the matrix to ``path`` (or nothing)."""
+        ...
+
+    @classmethod
+    def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
+        """The backend over a mapped matrix and what :meth:`build` wrote (already verified)."""
         ...

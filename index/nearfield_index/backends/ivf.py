@@ -26,7 +26,7 @@ class Ivf:
     is_graph: ClassVar[bool] = False
 
     def __init__(self, space: Space) -> None:
-        self._space = space
+        self.space = space
 
     @classmethod
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
@@ -39,7 +39,7 @@ class Ivf:
     @property
     def lists(self) -> Lists:
         """The clusters as row ranges."""
-        return self._space.lists
+        return self.space.lists
 
     @property
     def nbytes(self) -> int:
@@ -51,9 +51,9 @@ class Ivf:
         Where the nearest list has none, or the nearest lists have fewer than their share, the answer lies farther out
         than usual, and the query probes more lists.
         """
-        lists = self._space.lists
+        lists = self.space.lists
         count = len(lists.centroids)
-        nearness = queries @ lists.centroids.T
+        nearness = self.nearness(queries)
         nearest = nearness.argmax(axis=1)
         useful = count
         if isinstance(within, Bitmap):
@@ -70,12 +70,19 @@ class Ivf:
             if not enough and probes < useful:
                 rows, _ = self._passing(nearness[number], min(useful, probes * _DEPLETED), within)
             if len(rows):
-                selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
-                query = queries[number : number + 1]
-                flat = self._space.vectors.flat
-                found = search_flat(flat, query, min(k, len(rows)), selector=selector, width=k)
+                found = self.best(queries[number : number + 1], k, rows)
                 best[number], at[number] = found[0][0], found[1][0]
         return best, at
+
+    def nearness(self, queries: Floats) -> Floats:
+        """How promising each list is for each query ``(n, lists)``."""
+        found: Floats = queries @ self.space.lists.centroids.T
+        return found
+
+    def best(self, query: Floats, k: int, rows: Rows) -> tuple[Floats, Rows]:
+        """The best k of these rows for one query ``(1, columns)``."""
+        selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
+        return search_flat(self.space.vectors.flat, query, min(k, len(rows)), selector=selector, width=k)
 
     def _passing(self, nearness: Floats, probes: int, within: Bitmap | RowTest | None) -> tuple[Rows, bool]:
         """The rows of the nearest lists that pass, and whether they are about as many as anywhere."""
@@ -88,9 +95,9 @@ class Ivf:
 
     def _rows(self, chosen: Rows) -> Rows:
         """The rows of the chosen lists, ascending."""
-        starts = self._space.lists.offsets[:-1]
+        starts = self.space.lists.offsets[:-1]
         chosen = np.sort(chosen)
-        first, length = starts[chosen], self._space.lists.offsets[chosen + 1] - starts[chosen]
+        first, length = starts[chosen], self.space.lists.offsets[chosen + 1] - starts[chosen]
         # Row ranges back to back, without a loop: a running count plus each range's shift.
         shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
         rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)

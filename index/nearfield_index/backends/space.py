@@ -6,8 +6,9 @@ product is then ``(|q|^2 - |q - x|^2) / 2``, the same order. Scores given to use
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -121,3 +122,41 @@ def as_inner(scored: Doubles, queries: Floats, metric: Metric) -> Doubles:
     squares = np.einsum("ij,ij->i", queries[:, :-1], queries[:, :-1], dtype=np.float64)
     result: Doubles = (squares[:, None] - scored * scored) / 2
     return result
+
+
+@dataclass(frozen=True)
+class ItemBiases:
+    """What hubness normalisation knows of items.
+
+    ``bias`` ``(n, variants)`` to subtract from an inner product, ``active`` ``(n, banks)`` for the gate, ``hub``
+    ``(n, 2)`` two hub measures, ``blocks`` the sums that biases are made of.
+    """
+
+    bias: Floats
+    active: np.ndarray[Any, np.dtype[np.bool_]]
+    hub: Floats
+    blocks: Floats
+
+    def arrays(self) -> tuple[Any, ...]:
+        """The four arrays, in the order of the constructor."""
+        return self.bias, self.active, self.hub, self.blocks
+
+    def take(self, rows: Rows) -> ItemBiases:
+        """Those of some rows."""
+        return ItemBiases(*(array[rows] for array in self.arrays()))
+
+
+class Biaser(Protocol):
+    """Computes the biases of items: a fitted model, known by its version."""
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def probes(self) -> Floats:
+        """Raw queries ``(n, dim)`` on which normalised search is calibrated."""
+        ...
+
+    def of(self, rows: Floats) -> ItemBiases:
+        """Those of rows in stored form."""
+        ...

@@ -23,7 +23,7 @@ from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Doubles, best
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.expr import Expr
-from nearfield_index.segments.part import FieldPart, FindKeys, LivePart
+from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
 _GRID = 16  # efforts are rounded up to multiples, so that more groups share a walk
 _FOUND_VALUES = 4_000_000
@@ -38,6 +38,16 @@ class Search(NamedTuple):
     k: int
     recall: float
     deadline: float | None = None
+    bias: BiasUse | None = None
+    """Rank by score less the bias of a hubness fit."""
+
+    @property
+    def calibrated(self) -> str:
+        """The name under which such searches are calibrated: those of a fit on their own, for its bias as fitted;
+        a stronger one never is."""
+        if self.bias is None:
+            return self.field
+        return f"{self.field}@{self.bias.version}" if self.bias.variant == 0 and self.bias.strength <= 1.0 else ""
 
 
 class Group(NamedTuple):
@@ -97,6 +107,11 @@ class Report:
             return self.ran[0].recall
         total = sum(r.plan.rows.likely * r.queries for r in self.ran)
         return sum(r.plan.rows.likely * r.queries * r.recall for r in self.ran) / total if total else 1.0
+
+    @property
+    def all_exact(self) -> bool:
+        """Whether every part was scanned."""
+        return all(r.plan.kind in ("exact", "none") for r in self.ran)
 
     @property
     def exact_rows(self) -> int:

@@ -27,8 +27,8 @@ from nearfield_index.schema import (
 from nearfield_index.vectors import Floats, as_matrix, as_vector
 
 _KEYS = frozenset(
-    "vector vectors ids field k offset filter filters select with min_score recall exact hubness rerank after"
-    " timeout_ms explain".split()
+    "vector vectors ids field k offset filter filters select with min_score recall exact hubness hubness_strength"
+    " rerank after timeout_ms explain".split()
 )
 _LEAST_DIM = 64  # a hit costs as much to tell as so many products
 _EXTRAS = frozenset({"vectors", "text"})
@@ -66,6 +66,8 @@ class Query(NamedTuple):
     after: int | None
     timeout_s: float | None
     explain: bool
+    hubness: str = "auto"
+    hubness_strength: float | None = None
     rerank: Rerank | None = None
 
     @property
@@ -116,8 +118,19 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         None if after is None else check_int(after, at="after", low=0, high=2**63 - 1),
         None if timeout is None else check_int(timeout, at="timeout_ms", low=1, high=3_600_000) / 1000,
         check_flag(body.get("explain", False), at="explain"),
+        *_parse_hubness(body),
         _parse_rerank(body, count, k + offset, limits),
     )
+
+
+def _parse_hubness(body: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Whether to normalise, and how strongly where the fit's method leaves that open."""
+    mode, strength = body.get("hubness", "auto"), body.get("hubness_strength")
+    if not isinstance(mode, str) or mode not in ("auto", "off", "on"):
+        raise InvalidRequest("must be auto, off or on", field="hubness")
+    if strength is None:
+        return mode, None
+    return mode, check_number(strength, at="hubness_strength", low=0.01, high=4.0)
 
 
 def _parse_rerank(body: Mapping[str, Any], count: int, wanted: int, limits: Limits) -> Rerank | None:
@@ -129,11 +142,6 @@ def _parse_rerank(body: Mapping[str, Any], count: int, wanted: int, limits: Limi
 
 
 def _refuse_unbuilt(body: Mapping[str, Any]) -> None:
-    mode = body.get("hubness", "auto")
-    if not isinstance(mode, str) or mode not in ("auto", "off", "on"):
-        raise InvalidRequest("must be auto, off or on", field="hubness")
-    if mode == "on":
-        raise InvalidRequest("this collection has no hubness fit", code="no_hubness_fit", field="hubness")
     vector = body.get("vector")
     if isinstance(vector, Mapping) and ("positive" in vector or "negative" in vector):
         raise InvalidRequest("positive and negative examples are not built yet", code="not_yet", field="vector")

@@ -36,12 +36,14 @@ def run(
     groups = _group(search.filters, count)
     largest: list[Plan | None] = [None] * len(groups)
     found = []
-    for number, part in enumerate(view.parts):
+    for number, part in enumerate(view.searched):
         here = part.part.fields.get(search.field)
         if here is None or len(here) == 0:
             continue
+        if search.bias is not None:
+            here = here.biased(search.bias)
         check_deadline(search.deadline)
-        calibration = calibrations.get((part.part.name, search.field))
+        calibration = calibrations.get((part.part.name, search.calibrated))
         plans, rows, scored = search_part(part, here, groups, queries, search, calibration, find_keys, report)
         found.append((number, rows, scored))
         largest = [_larger(old, new) for old, new in zip(largest, plans, strict=True)]

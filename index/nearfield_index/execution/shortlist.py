@@ -84,7 +84,7 @@ class Shortlist:
         self._without = without
         self._asked = queried(query.reshape(1, -1), metric)[0]
         self._sources: list[_Source] = []
-        for number, part in enumerate(view.parts):
+        for number, part in enumerate(view.searched):
             here = part.part.fields.get(field)
             if here is None or not len(here):
                 continue

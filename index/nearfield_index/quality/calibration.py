@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 import xxhash
 
-from nearfield_index.backends.base import Backend
+from nearfield_index.backends.base import Searcher
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
@@ -107,7 +107,7 @@ def _curves(
 
 
 def _reaches(
-    field: FieldPart, graph: Backend, probes: list[_Probe], *, limit_us: float, step: Callable[[float], None]
+    field: FieldPart, graph: Searcher, probes: list[_Probe], *, limit_us: float, step: Callable[[float], None]
 ) -> tuple[Reach, ...]:
     """Every effort of a graph until it costs as much as an exact scan: recall by depth, microseconds a query."""
     deepest = min(DEPTHS[-1], max(DEPTHS[0], len(field) // 4))
@@ -130,7 +130,7 @@ def _reaches(
     return tuple(found)
 
 
-def _walk_us(graph: Backend, queries: Floats, effort: int) -> float:
+def _walk_us(graph: Searcher, queries: Floats, effort: int) -> float:
     """Processor time of a query on one thread, in microseconds."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)

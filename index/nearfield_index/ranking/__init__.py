@@ -1,1 +1,1 @@
-"""From distances to the order that counts: searching under an expensive scorer with few calls of it."""
+"""From distances to the order that counts: hubness normalisation, and searching under an expensive scorer."""

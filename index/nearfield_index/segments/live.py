@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import orjson
 
+from nearfield_index.backends.space import Biaser, ItemBiases
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt, NearfieldError
 from nearfield_index.points import FieldVectors, Points
 from nearfield_index.schema import Schema
-from nearfield_index.segments.mutable import MutableSegment
-from nearfield_index.segments.part import Floats, Keys, LivePart
+from nearfield_index.segments import biases
+from nearfield_index.segments.mutable import Judged, MutableSegment
+from nearfield_index.segments.part import FieldPart, Floats, Keys, LivePart, Part
 from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.view import View
 from nearfield_index.segments.writer import write_flat
@@ -31,11 +34,37 @@ _REPLAY_ROWS = 2_000
 _QUARANTINED = 4
 
 
+def _no_fit(field: str, file: str) -> Biaser:
+    raise Corrupt(f"nothing here reads the fit {file} of field {field}")
+
+
+def _unwatched(live: LiveSegments, judged: Sequence[Judged]) -> None:
+    """Nobody looks at new points."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What hubness normalisation adds: how a fit is read (field and file; raises :class:`Corrupt`), who looks at new
+    points before they are visible (and may hide some), and the row keys that are hidden already."""
+
+    load_fit: Callable[[str, str], Biaser] = _no_fit
+    watch: Callable[[LiveSegments, Sequence[Judged]], None] = _unwatched
+    hidden: Keys = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    unfinished: frozenset[str] = frozenset()
+    """Versions of fits whose biases are kept though they are not in force yet."""
+
+
 class LiveSegments:
     """Changes are made by one caller at a time (the collection's write turn); ``view`` is read by anybody."""
 
-    def __init__(self, directory: Path, store: RowStore, schema: Schema, *, tail_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, store: RowStore, schema: Schema, *, tail_bytes: int, hooks: Hooks | None = None
+    ) -> None:
         """Open what the manifest lists, quarantine what is damaged, replay what no segment holds."""
+        self._hooks = hooks or Hooks()
+        self._fit_files: dict[str, str] = {}
+        self._fits: dict[str, Biaser] = {}
+        self._hidden = self._hooks.hidden
         self._directory = directory
         self._segments = directory / "segments"
         self._segments.mkdir(exist_ok=True)
@@ -43,7 +72,7 @@ class LiveSegments:
         self.schema = schema
         self._tail_bytes = tail_bytes
         self._seal_at = tail_bytes
-        self._tail = MutableSegment(schema)
+        self._tail = MutableSegment(schema, {})
         self._generation = 0
         self.names: set[str] = set(schema.attributes)
         """Every attribute name that was seen, so that their number can be bounded."""
@@ -62,21 +91,49 @@ class LiveSegments:
     def _open(self) -> View:
         manifest = self._read_manifest()
         self._generation = manifest.generation
+        self._open_fits(manifest)
         live = self._store.keys()
-        parts = [LivePart(segment, _dead_rows(segment, live)) for segment in self._load(manifest)]
+        parts = [LivePart(self._fitted(segment), _dead_rows(segment, live)) for segment in self._load(manifest)]
         for part in parts:
             self.names.update(part.part.types())
         held = np.concatenate([np.empty(0, dtype=np.int64), *(p.part.pks for p in parts)])
         missing = np.setdiff1d(live, held, assume_unique=True)
         self._sweep({p.part.name for p in parts})
-        self._view = View(self._store.sequence, (*parts, _whole(self._tail)))
-        if len(parts) < len(manifest.segments):
+        self._view = self._view_of(parts, self._tail)
+        if len(parts) < len(manifest.segments) or len(self._fits) < len(manifest.fits):
             try:
                 self._publish(self._view)
             except NearfieldError as error:  # the next start finds the same gap and fills it again
                 _log.warning("the manifest still lists damaged segments: %s", error)
         self._replay(missing)
         return self._view
+
+    def _view_of(self, parts: Sequence[LivePart], tail: MutableSegment) -> View:
+        return View(self._store.sequence, (*parts, _whole(tail)), dict(self._fits), self._hidden)
+
+    def _open_fits(self, manifest: Manifest) -> None:
+        for name, file in manifest.fits.items():
+            try:
+                self._fits[name] = self._hooks.load_fit(name, file)
+                self._fit_files[name] = file
+            except (Corrupt, OSError, ValueError, KeyError) as error:
+                self.findings.append(
+                    f"the hubness fit of {name} is damaged ({error}); searches are raw until a new fit"
+                )
+                _log.warning("the hubness fit of %s cannot be read: %s", name, error)
+        self._tail = MutableSegment(self.schema, self._fits)
+
+    def _fitted(self, segment: Segment, known: Mapping[str, ItemBiases] | None = None) -> Segment:
+        """The segment with the biases of every fit in force."""
+        for name, fit in self._fits.items():
+            if not biases.is_fitted(segment, name, fit):
+                segment = biases.with_fit(segment, name, fit, (known or {}).get(name))
+        return segment
+
+    def fitted(self, segment: Segment) -> Segment:
+        """A segment that is about to be published, with the biases it will need then: computed before, they hold
+        up no write."""
+        return self._fitted(segment)
 
     def _read_manifest(self) -> Manifest:
         path = self._directory / "MANIFEST.json"
@@ -112,6 +169,8 @@ class LiveSegments:
         for path in self._segments.iterdir():
             if path.name not in known:
                 _remove(path)
+            else:
+                biases.sweep(path, {fit.version for fit in self._fits.values()} | self._hooks.unfinished)
         sync_directory(self._segments)
 
     def _replay(self, pks: Keys) -> None:
@@ -168,9 +227,63 @@ class LiveSegments:
         self._view = self._view.with_tail(self._tail.snapshot(), self._store.sequence)
 
     def _take_in(self, born: Sequence[tuple[Keys, Points]]) -> None:
+        judged: list[Judged] = []
         for keys, points in born:
-            self._tail.append(keys, points)
+            judged += self._tail.append(keys, points)
             self.names |= points.attribute_names
+        if judged:
+            self._hooks.watch(self, judged)
+
+    @property
+    def fits(self) -> Mapping[str, Biaser]:
+        """The fits in force, by field."""
+        return self._fits
+
+    def hide(self, keys: Keys) -> None:
+        """Make ``keys`` (all of them, ascending) those that queries do not see, from the next view on."""
+        self._hidden = keys
+        self._view = replace(self._view, hidden=keys)
+
+    @property
+    def fit_files(self) -> dict[str, str]:
+        """The files of the fits in force, by field."""
+        return dict(self._fit_files)
+
+    def publish_fit(self, name: str, fit: Biaser | None, file: str, faces: Mapping[str, FieldPart]) -> None:
+        """Put a fit (None: none) of field ``name`` in force for all points at once: one rename of the manifest.
+
+        ``faces`` are the normalised faces of segments by their name; a segment without one gets it here.
+        """
+        fits, files = dict(self._fits), dict(self._fit_files)
+        items = None
+        if fit is None:
+            fits.pop(name, None)
+            files.pop(name, None)
+        else:
+            fits[name], files[name] = fit, file
+            items = fit.of(self._tail.matrix_of(name))
+        parts = [replace(p, part=self._refitted(p.part, name, fit, faces)) for p in self._view.parts[:-1]]
+        before = self._fits, self._fit_files
+        self._fits, self._fit_files = fits, files
+        try:
+            self._publish(self._view)
+        except BaseException:
+            self._fits, self._fit_files = before
+            raise
+        self._tail.use_fit(name, fit, items)
+        tail = LivePart(self._tail.snapshot(), self._view.parts[-1].dead)
+        self._view = replace(self._view, parts=(*parts, tail), fits=fits)
+        for part in parts:
+            biases.sweep(self._segments / part.part.name, {known.version for known in fits.values()})
+
+    def _refitted(self, part: Part, name: str, fit: Biaser | None, faces: Mapping[str, FieldPart]) -> Part:
+        if not isinstance(part, Segment) or name not in part.fields:
+            return part
+        if fit is None:
+            return part.with_normals({name: None})
+        if part.name in faces:
+            return part.with_normals({name: faces[part.name]})
+        return biases.with_fit(part, name, fit)
 
     @property
     def tail_size(self) -> tuple[int, int]:
@@ -200,10 +313,11 @@ class LiveSegments:
         if len(live):
             rows = self._tail.snapshot().rows_to_seal(live)
             name = write_flat(self._segments, rows, self.schema, sequence=self._store.sequence)
-            segment = Segment(self._segments / name)
+            known = self._tail.snapshot().biases_to_seal(live)
+            segment = self._fitted(Segment(self._segments / name), known)
             parts.append(LivePart(segment, Bitmap.none(segment.count)))
-        tail = MutableSegment(self.schema)
-        view = View(self._store.sequence, (*parts, _whole(tail)))
+        tail = MutableSegment(self.schema, self._fits)
+        view = self._view_of(parts, tail)
         self._publish(view, new=segment)  # when it fails, the old tail and the old view go on
         self._tail, self._view, self._seal_at = tail, view, self._tail_bytes
         return True
@@ -221,8 +335,9 @@ class LiveSegments:
             dead = [p.part.pks[p.dead.rows()] for p in gone if p.dead.count]
             pks = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *dead]))
             rows = np.sort(new.rows_of(pks))
+            new = self._fitted(new)
             kept.append(LivePart(new, Bitmap.from_rows(new.count, rows)))
-        view = View(self._view.sequence, (*kept, self._view.parts[-1]))
+        view = replace(self._view, parts=(*kept, self._view.parts[-1]))
         self._publish(view, new=new)
         self._view = view
         for name in old:
@@ -241,8 +356,8 @@ class LiveSegments:
         parts = self._view.parts[:-1]
         self._shown = self._view  # readers go on with it until the new one is whole
         self.schema = schema
-        self._tail = MutableSegment(schema)
-        self._view = View(self._store.sequence, (*(() if rewrite else parts), _whole(self._tail)))
+        self._tail = MutableSegment(schema, self._fits)
+        self._view = self._view_of(() if rewrite else parts, self._tail)
         try:
             if rewrite:
                 self._replay(self._store.keys())
@@ -262,7 +377,9 @@ class LiveSegments:
         listed = tuple((s.name, s.head_checksum) for s, _ in view.segments)
         self._generation += 1
         try:
-            Manifest(self._generation, self._store.sequence, listed).write(self._directory / "MANIFEST.json")
+            Manifest(self._generation, self._store.sequence, listed, self._fit_files).write(
+                self._directory / "MANIFEST.json"
+            )
         except BaseException:
             if new is not None:
                 _remove(self._segments / new.name)

@@ -5,14 +5,14 @@ Rows are only ever appended, so a snapshot is a row count and references; what a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from nearfield_index.backends.space import columns, original, stored
+from nearfield_index.backends.space import Biaser, ItemBiases, columns, original, stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compile import compile_filter
 from nearfield_index.filters.compiled import Compiled, Known
@@ -21,6 +21,7 @@ from nearfield_index.filters.facets import facet, merge_facets
 from nearfield_index.points import Attributes, PointId, Points
 from nearfield_index.schema import Schema, VectorField
 from nearfield_index.segments.ids import tie_keys
+from nearfield_index.segments.normal import NormalField
 from nearfield_index.segments.part import FieldPart, FilterCache, FindKeys, Keys, Rows
 from nearfield_index.segments.writer import FieldRows, SegmentRows
 from nearfield_index.storage.columns import Columns
@@ -51,20 +52,58 @@ class _Growing:
         return self._data[:count]
 
 
+class _GrowingBiases:
+    """The biases of a field's rows under one fit."""
+
+    def __init__(self, biaser: Biaser, items: ItemBiases) -> None:
+        self.biaser = biaser
+        self._arrays = [_Growing(array.shape[1:], array.dtype) for array in items.arrays()]
+        self.append(items)
+
+    def append(self, items: ItemBiases) -> None:
+        for grown, array in zip(self._arrays, items.arrays(), strict=True):
+            grown.append(array)
+
+    def view(self, count: int) -> ItemBiases:
+        return ItemBiases(*(grown.view(count) for grown in self._arrays))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Hub measures ``(n, 2)`` of new points by row key and id, in one field."""
+
+    field: str
+    keys: Keys
+    ids: Sequence[PointId]
+    vectors: Floats
+    hub: Floats
+
+
 class _GrowingField:
     def __init__(self, spec: VectorField) -> None:
         self.spec = spec
+        self.biases: _GrowingBiases | None = None
         self.rows = _Growing((), np.int64)
         self.matrix = _Growing((columns(spec.dim, spec.metric),), np.float32)
         self.longest = 0.0
 
-    def append(self, rows: Rows, vectors: Floats) -> None:
+    def append(self, rows: Rows, vectors: Floats) -> ItemBiases | None:
+        """Take in raw vectors; returns their biases where there is a fit."""
         block = stored(vectors, self.spec.metric)
         own = original(block, self.spec.metric)
         squares = np.einsum("ij,ij->i", own, own, dtype=np.float64)
         self.longest = max(self.longest, float(np.sqrt(squares.max(initial=0.0))))
         self.rows.append(rows)
         self.matrix.append(block)
+        if self.biases is None:
+            return None
+        items = self.biases.biaser.of(block)
+        self.biases.append(items)
+        return items
+
+    def use(self, biaser: Biaser | None, items: ItemBiases | None) -> None:
+        """Go on under another fit; ``items`` are the biases of all rows so far."""
+        self.biases = None if biaser is None or items is None else _GrowingBiases(biaser, items)
 
 
 class _ColumnChunks:
@@ -92,7 +131,7 @@ class _ColumnChunks:
 class MutableSegment:
     """The tail itself. One writer appends (under the collection's write lock); snapshots are taken any time."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, biasers: Mapping[str, Biaser]) -> None:
         self._pks = _Growing((), np.int64)
         self._ties = _Growing((), np.int64)
         self._ids: list[PointId] = []
@@ -100,20 +139,36 @@ class MutableSegment:
         self._fields = {name: _GrowingField(spec) for name, spec in schema.vectors.items()}
         self._columns = _ColumnChunks(self._attributes, {n: str(t) for n, t in schema.attributes.items()})
         self.nbytes = 0
+        for name, biaser in biasers.items():
+            self._fields[name].use(biaser, biaser.of(self._fields[name].matrix.view(0)))
 
     def __len__(self) -> int:
         return self._pks.count
 
-    def append(self, keys: Keys, points: Points) -> None:
-        """Add checked points under ascending row keys."""
+    def append(self, keys: Keys, points: Points) -> list[Judged]:
+        """Add checked points under ascending row keys; returns what fits say of their vectors."""
         start = len(self)
+        judged = []
         for name, part in points.vectors.items():
-            self._fields[name].append(part.rows + start, part.matrix)
+            items = self._fields[name].append(part.rows + start, part.matrix)
+            if items is not None:
+                ids = [points.ids[row] for row in part.rows.tolist()]
+                judged.append(Judged(name, keys[part.rows], ids, part.matrix, items.hub))
         self._ids.extend(points.ids)
         self._attributes.extend(points.attributes)
         self._ties.append(tie_keys(points.ids))
         self._pks.append(keys)
         self.nbytes += points.nbytes
+        return judged
+
+    def matrix_of(self, name: str) -> Floats:
+        """A field's vectors in stored form, so far."""
+        growing = self._fields[name].matrix
+        return growing.view(growing.count)
+
+    def use_fit(self, name: str, biaser: Biaser | None, items: ItemBiases | None) -> None:
+        """Go on under another fit, with the biases of all vectors of :meth:`matrix_of`."""
+        self._fields[name].use(biaser, items)
 
     def snapshot(self) -> TailPart:
         """What is here now, frozen."""
@@ -123,7 +178,11 @@ class MutableSegment:
             size = growing.matrix.count
             rows = None if size == count else growing.rows.view(size)
             matrix = growing.matrix.view(size)
-            fields[name] = FieldPart(growing.spec.metric, matrix, rows, None, None, None, growing.longest)
+            raw = FieldPart(growing.spec.metric, matrix, rows, None, None, None, growing.longest)
+            if growing.biases is not None:
+                items, version = growing.biases.view(size), growing.biases.biaser.version
+                raw = replace(raw, normal=NormalField.of(raw, items, version, None))
+            fields[name] = raw
         return TailPart(
             count,
             self._pks.view(count),
@@ -191,6 +250,15 @@ class TailPart:
             for name, kinds in chunk.types().items():
                 found.setdefault(name, set()).update(kinds)
         return {name: sorted(kinds) for name, kinds in found.items()}
+
+    def biases_to_seal(self, live: Rows) -> dict[str, ItemBiases]:
+        """By field the biases of what :meth:`rows_to_seal` gives, in its order."""
+        found = {}
+        for name, part in self.fields.items():
+            if isinstance(part.normal, NormalField):
+                kept = np.isin(np.arange(self.count) if part.rows is None else part.rows, live)
+                found[name] = part.normal.known.take(np.flatnonzero(kept))
+        return found
 
     def rows_to_seal(self, live: Rows) -> SegmentRows:
         """The tail's live rows as the content of a flat segment."""

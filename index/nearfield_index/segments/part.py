@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nearfield_index.backends.base import Backend
+from nearfield_index.backends.base import Searcher
 from nearfield_index.backends.exact import scan
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import Doubles, as_inner, rounding, scores
@@ -46,12 +46,18 @@ class FieldPart:
     matrix: Floats
     rows: Rows | None
     flat: Any
-    backend: Backend | None
+    backend: Searcher | None
     clusters: Ivf | None
     longest: float
+    normal: FieldPart | None = None
+    """The same vectors with the bias of a hubness fit, where there is one."""
 
     def __len__(self) -> int:
         return len(self.matrix)
+
+    def biased(self, use: BiasUse) -> FieldPart:
+        """The face that ranks by ``score - strength * bias``; itself where no fit is."""
+        return self if self.normal is None else self.normal.biased(use)
 
     def scores(self, queries: Floats, rows: Rows, *, precise: bool) -> Doubles:
         """Scores ``(n, k)`` of rows ``(n, k)``, computed from the rows themselves; -1 gives -inf."""
@@ -91,6 +97,15 @@ class FieldPart:
     def scan(self, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         """Exact top-k by inner product among ``within`` (matrix rows)."""
         return scan(self.matrix, self.flat, queries, k, within)
+
+
+@dataclass(frozen=True)
+class BiasUse:
+    """How a search uses the biases of a fit: how strongly (1: as fitted), and which of an item's biases."""
+
+    version: str
+    strength: float = 1.0
+    variant: int = 0
 
 
 class Part(Protocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,13 @@ class Segment:
     @property
     def fields(self) -> dict[str, FieldPart]:
         return self._fields
+
+    def with_normals(self, normals: Mapping[str, FieldPart | None]) -> Segment:
+        """The same segment with other normalised faces of some fields; views that hold this one keep theirs."""
+        other = copy.copy(self)
+        changed = {name: replace(self._fields[name], normal=face) for name, face in normals.items()}
+        other._fields = self._fields | changed
+        return other
 
     def ids(self, rows: Rows) -> list[PointId]:
         return self._ids.at(rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from nearfield_index.backends.space import Biaser
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.segments.part import LivePart, Part
 from nearfield_index.segments.segment import Segment
@@ -18,15 +19,33 @@ Keys = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class View:
-    """Segments and the tail with their tombstones as of ``sequence``; the tail is last."""
+    """Segments and the tail with their tombstones as of ``sequence``; the tail is last.
+
+    ``fits`` are the hubness fits by vector field whose biases all its parts hold; ``hidden`` the row keys, ascending,
+    of points in quarantine: stored and counted, but no answer to a query.
+    """
 
     sequence: int
     parts: tuple[LivePart, ...]
+    fits: Mapping[str, Biaser] = field(default_factory=dict)
+    hidden: Keys = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @cached_property
     def count(self) -> int:
         """Live points."""
         return sum(part.count for part in self.parts)
+
+    @cached_property
+    def searched(self) -> tuple[LivePart, ...]:
+        """The parts as queries see them: without what is in quarantine."""
+        if not len(self.hidden):
+            return self.parts
+        found = []
+        for live in self.parts:
+            rows = np.sort(live.part.rows_of(self.hidden))
+            hidden = Bitmap.from_rows(live.part.count, rows)
+            found.append(LivePart(live.part, live.dead | hidden) if len(rows) else live)
+        return tuple(found)
 
     @property
     def segments(self) -> list[tuple[Segment, Bitmap]]:
@@ -46,13 +65,13 @@ class View:
         """The same segments with a newer snapshot of the tail; its known tombstones stay."""
         old = self.parts[-1].dead
         dead = Bitmap.from_rows(tail.count, old.rows())
-        return View(sequence, (*self.parts[:-1], LivePart(tail, dead)))
+        return replace(self, sequence=sequence, parts=(*self.parts[:-1], LivePart(tail, dead)))
 
     def without(self, pks: Iterable[int], sequence: int) -> View:
         """The same parts with more tombstones."""
         keys = np.sort(np.fromiter(pks, dtype=np.int64))
         if not len(keys):
-            return View(sequence, self.parts)
+            return replace(self, sequence=sequence)
         parts = []
         for live in self.parts:
             rows = live.part.rows_of(keys)
@@ -60,4 +79,4 @@ class View:
                 dead = live.dead | Bitmap.from_rows(live.part.count, np.sort(rows))
                 live = LivePart(live.part, dead)
             parts.append(live)
-        return View(sequence, tuple(parts))
+        return replace(self, sequence=sequence, parts=tuple(parts))

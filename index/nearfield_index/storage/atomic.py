@@ -83,3 +83,22 @@ def storage_error(error: OSError, doing: str) -> StorageFailed | OutOfSpace:
     if error.errno in (28, 122):  # ENOSPC, EDQUOT
         return OutOfSpace(f"the disk is full ({doing})", hint="free space, or delete points")
     return StorageFailed(f"the disk refused an operation ({doing}): {error.strerror}")
+
+
+def certified_name(temporary: Path, checksum: str, name: str) -> str:
+    """Give a finished file the name ``<checksum>-<name>`` in its directory, durably; returns that name."""
+    final = temporary.with_name(f"{checksum}-{name}")
+    try:
+        temporary.replace(final)
+        sync_directory(final.parent)
+    except OSError as error:
+        raise storage_error(error, f"publishing {final.name}") from error
+    return final.name
+
+
+def is_certified(path: Path) -> bool:
+    """Whether a file holds the bytes that its name was given for."""
+    try:
+        return checksum_of(path) == path.name.partition("-")[0]
+    except OSError:
+        return False

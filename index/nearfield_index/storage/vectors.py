@@ -6,6 +6,7 @@ Layout: 19 pad bytes, the 45-byte header of a FAISS flat index, then float32 row
 from __future__ import annotations
 
 import mmap
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ _HEADER = 45
 _BLOCK_ROWS = 4096
 
 
-def _flat_header(rows: int, columns: int) -> bytes:
-    """The header FAISS writes for a flat inner-product index of this shape (made by FAISS itself)."""
-    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(columns)).tobytes())
+def _flat_header(rows: int, columns: int, *, squared: bool = False) -> bytes:
+    """The header FAISS writes for a flat inner-product (``squared``: L2) index of this shape, made by FAISS itself."""
+    empty = faiss.IndexFlatL2(columns) if squared else faiss.IndexFlatIP(columns)
+    header = bytearray(faiss.serialize_index(empty).tobytes())
     # An empty index: ntotal sits after the 4-byte kind and the 4-byte dimension, the length of the code
     # vector (in 4-byte words) in the last 8 bytes.
     header[8:16] = rows.to_bytes(8, "little")
@@ -62,10 +64,16 @@ class MappedVectors:
     _keep: tuple[object, ...]
 
     @classmethod
-    def open(cls, path: Path) -> MappedVectors:
-        """Map a file of :func:`write_vectors`. Raises :class:`Corrupt` when the shape does not fit."""
+    def open(cls, path: Path, *, squared: bool = False) -> MappedVectors:
+        """Map a file of :func:`write_vectors`. Raises :class:`Corrupt` when the shape does not fit.
+
+        ``squared`` gives it an L2 face: only the page of the header is copied for that, never the file.
+        """
         with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if squared else mmap.ACCESS_READ)
+        if squared and len(mapped) >= _PAD + _HEADER:
+            columns, rows = struct.unpack_from("<iq", mapped, _PAD + 4)
+            mapped[_PAD : _PAD + _HEADER] = _flat_header(rows, columns, squared=True)
         raw = np.frombuffer(mapped, dtype=np.uint8)
         body = raw[_PAD:]
         if body.size < _HEADER:

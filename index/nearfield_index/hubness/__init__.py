@@ -1,0 +1,1 @@
+"""Hubness normalisation of a collection: banks, fits as jobs, normalised search, a monitor for hubs as they arrive."""

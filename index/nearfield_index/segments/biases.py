@@ -1,0 +1,94 @@
+"""The biases of a segment's vectors: a file of their own in its directory, and the normalised face they make.
+
+They follow from vectors and fit, so they are no part of ``segment.json``: a file that is missing or damaged is computed
+again. Its name says which fit it belongs to and holds its checksum.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from nearfield_index.backends.biased import biased
+from nearfield_index.backends.space import Biaser, ItemBiases
+from nearfield_index.errors import Corrupt, NearfieldError
+from nearfield_index.segments.normal import NormalField
+from nearfield_index.segments.part import FieldPart
+from nearfield_index.segments.segment import Segment
+from nearfield_index.storage.arrays import open_arrays, write_arrays
+from nearfield_index.storage.atomic import certified_name, is_certified
+
+_log = logging.getLogger(__name__)
+
+_ARRAYS = ("bias", "active", "hub", "blocks")
+
+
+def with_fit(segment: Segment, name: str, fit: Biaser, known: ItemBiases | None = None) -> Segment:
+    """The segment with the normalised face of field ``name``; ``known`` biases are kept, others read or computed."""
+    raw = segment.fields.get(name)
+    if raw is None:
+        return segment
+    items = load(segment, name, fit.version) if known is None else known
+    if items is None:
+        items = fit.of(raw.matrix)
+        save(segment, name, fit.version, items)
+    elif known is not None:
+        save(segment, name, fit.version, items)
+    return segment.with_normals({name: face(segment, name, fit.version, items)})
+
+
+def is_fitted(segment: Segment, name: str, fit: Biaser) -> bool:
+    """Whether the segment has the normalised face of this very fit."""
+    raw = segment.fields.get(name)
+    return raw is not None and isinstance(raw.normal, NormalField) and raw.normal.version == fit.version
+
+
+def face(segment: Segment, name: str, version: str, items: ItemBiases) -> FieldPart:
+    """The normalised face of a field with these biases, over the graph and the lists that are there."""
+    raw = segment.fields[name]
+    searchers = None
+    if raw.backend is not None and raw.clusters is not None:
+        graph, vectors = segment.directory / f"graph-{name}", segment.directory / f"vectors-{name}"
+        searchers = biased(raw.backend, raw.clusters, graph, vectors, items.bias[:, 0])
+    return NormalField.of(raw, items, version, searchers)
+
+
+def save(segment: Segment, name: str, version: str, items: ItemBiases) -> None:
+    """Keep biases beside the segment. A disk that refuses costs a computation at the next start, no more."""
+    if list(_files(segment, name, version)):
+        return
+    temporary = segment.directory / f"{version}-{name}.tmp"
+    try:
+        _, checksum = write_arrays(temporary, dict(zip(_ARRAYS, items.arrays(), strict=True)), {})
+        certified_name(temporary, checksum, f"bias-{version}-{name}")
+    except NearfieldError as error:
+        temporary.unlink(missing_ok=True)
+        _log.warning("the biases of segment %s were not kept: %s", segment.name, error)
+
+
+def load(segment: Segment, name: str, version: str) -> ItemBiases | None:
+    """Biases as they were saved, or None where there is nothing whole."""
+    for path in _files(segment, name, version):
+        try:
+            if is_certified(path):
+                arrays, _ = open_arrays(path)
+                items = ItemBiases(*(arrays[key] for key in _ARRAYS))
+                if len(items.bias) == len(segment.fields[name]):
+                    return items
+        except (OSError, Corrupt, KeyError, ValueError) as error:
+            _log.warning("%s of segment %s cannot be read: %s", path.name, segment.name, error)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def sweep(directory: Path, versions: set[str]) -> None:
+    """Remove the biases of other fits from a segment's directory. Mapped pages stay readable."""
+    for path in directory.glob("*-bias-*"):
+        if path.name.split("-")[2] not in versions:
+            path.unlink(missing_ok=True)
+    for path in directory.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _files(segment: Segment, name: str, version: str) -> list[Path]:
+    return list(segment.directory.glob(f"*-bias-{version}-{name}"))

@@ -1,0 +1,1 @@
+"""What hubness normalisation gains, costs and catches: ``python -m loadtests.hubness``."""

@@ -1,0 +1,54 @@
+"""The load tests of hubness on the built-in set: they run, and say what they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtests.hubness import cost, sets
+from loadtests.hubness.__main__ import main
+from loadtests.hubness.poison import crafted
+
+
+def test_the_built_in_set_is_disjoint_and_has_hubs() -> None:
+    views = sets.built_in()
+    parts = np.concatenate([views.bank, views.val, views.test])
+    assert len(np.unique(parts)) == len(parts) == len(views.queries)
+    best = np.argsort(-(views.queries @ views.items.T), axis=1)[:, 0]
+    assert np.bincount(best, minlength=len(views.items))[: len(views.items) // 100].sum() > len(views.queries) / 4
+
+
+def test_every_method_is_listed_with_its_recall(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recall", "built-in", "--place", str(tmp_path)]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    found = {row[0].strip(): float(row[3]) for row in rows[2:]}
+    assert set(found) == {"raw", "is", "dual_is", "nnn", "csls", "sinkhorn", "auto"}
+    assert found["auto"] > found["raw"] + 10
+    assert found["auto"] == pytest.approx(max(found.values()), abs=3)
+
+
+def test_poison_is_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["poison", "built-in", "--place", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| 100 % |") == 9
+    assert crafted(sets.built_in(), "near", 3).shape == (3, 24)
+
+
+def test_cost_counts_distances(tmp_path: Path) -> None:
+    views = sets.built_in(items=3_000)
+    lines = cost.sweep(views, efforts=(16, 64), queries=50, method="is", place=tmp_path)
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("|")][2:]
+    assert [row[0].strip() for row in rows] == ["raw", "raw", "normalised", "normalised"]
+    assert all(float(row[3].replace(",", "")) > 16 for row in rows)
+    assert float(rows[3][2]) > float(rows[2][2]) > 0.5
+    report = cost.run(views, targets=(0.95,), queries=20, method="is", place=tmp_path)
+    assert "ratio" in report[-2]
+
+
+def test_an_unknown_set_is_named() -> None:
+    with pytest.raises(ValueError, match="known are"):
+        sets.load("nothing", None)
+    with pytest.raises(FileNotFoundError):
+        sets.load("de2en", None)
