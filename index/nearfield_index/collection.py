@@ -27,6 +27,7 @@ from nearfield_index.points import PointId, check_attributes
 from nearfield_index.quality import calibration
 from nearfield_index.quality.recall import RecallMonitor
 from nearfield_index.quality.reservoir import QueryReservoir
+from nearfield_index.quality.workload import WorkloadLog
 from nearfield_index.schema import Schema, schema_from_wire
 from nearfield_index.segments.live import LiveSegments
 from nearfield_index.segments.part import FindKeys, Keys
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 _RETRIES = 3
 _CHECKED_ROWS = 2_000
+WORKLOAD = "workload"
 
 
 class Answer(NamedTuple):
@@ -65,10 +67,14 @@ class Collection:
         self.live = LiveSegments(directory, self.store, schema, tail_bytes=limits.tail_bytes)
         self.reservoir = QueryReservoir(schema)
         self.reservoir.load(directory / "queries")
+        self.workload = WorkloadLog(schema)
+        self.workload.load(directory / WORKLOAD, schema, limits)
         self.commits: GroupCommit[PointWrite] = GroupCommit(
             self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes
         )
-        self.builder = Builder(self.name, self.store, self.live, self.reservoir, self.commits.turn, maintenance)
+        self.builder = Builder(
+            self.name, self.store, self.live, self.reservoir, self.workload, self.commits.turn, maintenance
+        )
         self.monitor = RecallMonitor(rate=sample_rate, submit=maintenance.run_quietly)
         self.queries = 0
         self.exact_rows = 0
@@ -90,7 +96,8 @@ class Collection:
                 self._closed = True
                 try:
                     self.reservoir.save(self.directory / "queries")
-                except NearfieldError as error:  # only a sample
+                    self.workload.save(self.directory / WORKLOAD)
+                except (NearfieldError, OSError) as error:  # only a sample
                     _log.warning("the sample of queries of %s was not kept: %s", self.name, error)
                 self.store.close()
 
@@ -130,6 +137,9 @@ class Collection:
                 self._check_declared(schema)
             self.store.set_schema(schema.to_wire())
             self.reservoir.use_schema(schema)
+            self.workload.use_schema(schema)
+            if not schema.index.workload:
+                self.workload.save(self.directory / WORKLOAD)
             self.live.use_schema(schema, rewrite=rewrite)
 
     def _check_declared(self, schema: Schema) -> None:
@@ -297,6 +307,8 @@ class Collection:
     def _note(self, query: Query, vectors: Any, report: Report) -> None:
         self.queries += len(vectors)
         self.exact_rows += report.exact_rows
+        if self.workload.note(query.field, query.filters, vectors):
+            self.builder.layouts.watch(self.name)
         if query.ids is None and len(vectors):
             before = len(vectors) + calibration.ENOUGH_QUERIES
             held = self.reservoir.add(query.field, vectors)

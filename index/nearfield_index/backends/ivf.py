@@ -54,10 +54,8 @@ class Ivf:
         return best, at
 
     def _rows(self, chosen: Rows) -> Rows:
-        """The rows of the chosen lists, ascending."""
-        starts = self._space.lists.offsets[:-1]
-        chosen = np.sort(chosen)
-        first, length = starts[chosen], self._space.lists.offsets[chosen + 1] - starts[chosen]
+        """The rows of the chosen clusters, ascending."""
+        first, length = self._space.lists.ranges(chosen)
         # Row ranges back to back, without a loop: a running count plus each range's shift.
         shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
         rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from nearfield_index.execution.cost import Calibration, Setting
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
-from nearfield_index.segments.part import FieldPart
+from nearfield_index.segments.part import FieldPart, Rows
 
 _WORD = 64
 _SAMPLED_WORDS = 64
@@ -40,8 +40,9 @@ class Plan(NamedTuple):
     reason: str
 
 
-def is_clustered(passing: Compiled) -> bool:
-    """Whether the rows keep together in the order of the matrix, which is that of its clusters.
+def is_clustered(passing: Compiled, order: Rows | None = None) -> bool:
+    """Whether the rows keep together in the order of the clusters: that of the matrix, or ``order`` where that is
+    another one.
 
     Compares how full the 64-row words are that they lie in with how full a random set would find them, over a sample
     of words.
@@ -50,7 +51,8 @@ def is_clustered(passing: Compiled) -> bool:
     if not words:
         return False
     starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
-    counts = passing.test((starts[:, None] + np.arange(_WORD)).ravel()).reshape(-1, _WORD).sum(axis=1)
+    places = (starts[:, None] + np.arange(_WORD)).ravel()
+    counts = passing.test(places if order is None else order[places]).reshape(-1, _WORD).sum(axis=1)
     total = int(counts.sum())
     if not total:
         return False
@@ -125,21 +127,22 @@ def _setting(
     if scan_us <= calibration.least_us:
         return None, "fewer rows than the index would visit"
     if field.backend.is_graph:
-        setting = calibration.at_depth(_depth(k, selectivity), target)
+        setting = calibration.at_depth(depth_of(k, selectivity), target)
     else:
-        clustered = passing is not None and is_clustered(passing)
+        clustered = passing is not None and is_clustered(passing, field.by_cluster)
         setting = calibration.setting(selectivity=selectivity, k=k, target=target, clustered=clustered)
     if setting is None:
         return None, "the index was not seen to reach the target here"
     if scan_us <= setting.us:
         return None, "cheaper than the index at this recall"
     again_us = (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
-    if field.backend.is_graph and passing is not None and scan_us <= setting.us + again_us and is_clustered(passing):
-        return None, "cheaper than the index, which would often search in vain among other clusters"
+    if field.backend.is_graph and passing is not None and scan_us <= setting.us + again_us:
+        if is_clustered(passing, field.by_cluster):
+            return None, "cheaper than the index, which would often search in vain among other clusters"
     return setting, "cheapest at this recall"
 
 
-def _depth(k: int, selectivity: float) -> float:
+def depth_of(k: int, selectivity: float) -> float:
     """How far down the ranking of all rows the k-th that passes lies, with half a deviation to spare."""
     if selectivity <= 0.0:
         return np.inf

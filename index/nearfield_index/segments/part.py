@@ -46,9 +46,23 @@ class FieldPart:
     backend: Backend | None
     lists: Lists | None
     longest: float
+    leaves: Rows | None = None
+    """Where each leaf of a layout begins, ``(leaves + 1,)``; None without a layout."""
 
     def __len__(self) -> int:
         return len(self.matrix)
+
+    @cached_property
+    def by_cluster(self) -> Rows | None:
+        """Matrix rows, cluster after cluster; None where they lie in that order."""
+        return None if self.lists is None or self.lists.of is None else self.lists.by_cluster()
+
+    def leaves_touched(self, passing: Compiled | None) -> int:
+        """How many leaves hold rows that pass."""
+        assert self.leaves is not None
+        if passing is None:
+            return len(self.leaves) - 1
+        return len(np.unique(np.searchsorted(self.leaves, passing.bitmap.rows(), side="right")))
 
     def translate(self, passing: Compiled) -> Compiled:
         """A filter over the part's rows as one over matrix rows."""
