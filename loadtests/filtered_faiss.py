@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import sqrt
 from typing import Any
 
@@ -68,6 +69,18 @@ class FilteredFaiss:
             params = faiss.SearchParameters(sel=selector)
         ids: Integers = self._indexes[kind].search(query, k, params=params)[1][0]
         return ids
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """FAISS stays on one thread in this process, also where the engine asks for all cores, as it does for a batch."""
+    real = faiss.omp_set_num_threads
+    real(1)
+    faiss.omp_set_num_threads = lambda threads: real(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads = real
 
 
 def bitmap(mask: NDArray[np.bool_]) -> Any:

@@ -51,24 +51,28 @@ def _rows_digest(source: Path) -> str:
     return digest.hexdigest()
 
 
+def trusted(effort: int = 64) -> Calibration:
+    """A calibration that has the index of a field used whatever its size: it reaches everything, and scans are dear."""
+    curves = (Curve(0.0, 10_000, "all", (Setting(effort, 1.0, 0.01),)),)
+    reaches = (Reach(effort, 0.01, tuple(1.0 for depth in DEPTHS if depth <= effort)),)
+    dear = Prices(call_us=1e6, scan_us=1e6, gather_us=1e6, copy_us=1e6, product_us=1e6)
+    return Calibration("queries", 200, dear, reaches=reaches, curves=curves)
+
+
 def trust_graphs(data: Path, effort: int = 64) -> int:
     """Rewrite every calibration of a closed data directory so that graphs are used whatever the size.
 
     Small data is scanned otherwise, and no graph would ever be asked. Returns how many fields have one now.
     """
-    trusted = 0
+    count = 0
     for path in data.glob("collections/*/segments/*/segment.json"):
         kinds = {name: field["kind"] for name, field in orjson.loads(path.read_bytes())["fields"].items()}
         flat = orjson.loads(path.read_bytes())["state"] == "flat"
-        curves = (Curve(0.0, 10_000, "all", (Setting(effort, 1.0, 0.01),)),)
-        reaches = (Reach(effort, 0.01, tuple(1.0 for depth in DEPTHS if depth <= effort)),)
-        dear = Prices(call_us=1e6, scan_us=1e6, gather_us=1e6, copy_us=1e6, product_us=1e6)
-        always = Calibration("queries", 200, dear, reaches=reaches, curves=curves)
-        measured = {name: always for name, kind in kinds.items() if kind != "exact" and not flat}
+        measured = {name: trusted(effort) for name, kind in kinds.items() if kind != "exact" and not flat}
         if measured:
             calibration.save(path.with_name("calibration.json"), measured)
-            trusted += len(measured)
-    return trusted
+            count += len(measured)
+    return count
 
 
 def collection_directory(data: Path) -> Path:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, TypeVar
 
 from nearfield_index.errors import Conflict, InvalidRequest
@@ -83,6 +84,11 @@ class Schema:
     vectors: Mapping[str, VectorField]
     attributes: Mapping[str, AttributeType]
     index: IndexSpec
+
+    @cached_property
+    def declared(self) -> dict[str, str]:
+        """Declared types by attribute, in the words of the wire."""
+        return {name: str(kind) for name, kind in self.attributes.items()}
 
     def field(self, name: str, *, at: str = "field") -> VectorField:
         """The vector field of that name; raises :class:`InvalidRequest` naming those there are."""

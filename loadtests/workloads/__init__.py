@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loadtests.workloads import batch, churn, hybrid, ingest, overhead, recall
+from loadtests.workloads import batch, churn, hybrid, ingest, monitor, overhead, recall
 from loadtests.workloads.bench import Bench
 
 WORKLOADS: dict[str, Callable[[Bench], None]] = {
@@ -14,4 +14,5 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "overhead": overhead.run,
     "hybrid": hybrid.run,
     "batch": batch.run,
+    "monitor": monitor.run,
 }

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from loadtests import metrics
 from loadtests.corpora import Corpus
 from loadtests.drive import one_by_one
-from loadtests.filtered_faiss import FilteredFaiss, bitmap, cheapest
+from loadtests.filtered_faiss import FilteredFaiss, bitmap, cheapest, one_thread
 from loadtests.predicates import BUCKETS, Predicates
 from loadtests.samples import Record
 from loadtests.targets.nearfield_embedded import NearfieldEmbedded
@@ -63,7 +63,7 @@ def run(bench: Bench) -> None:
     with _filled(bench, embedded) as directory:
         faiss.omp_set_num_threads(_CORES)
         theirs = FilteredFaiss(bench.corpus.base, bench.corpus.metric, kinds=("hnsw",), say=bench.say)
-        with _one_thread():
+        with one_thread():
             for match in matches:
                 match.by_faiss(theirs)
                 match.in_process(embedded)
@@ -72,18 +72,6 @@ def run(bench: Bench) -> None:
         with _served(bench, served, directory):
             for match in matches:
                 match.over_rest(served)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """FAISS stays on one thread in this process, also where the engine asks for all cores, as it does for a batch."""
-    real = faiss.omp_set_num_threads
-    real(1)
-    faiss.omp_set_num_threads = lambda threads: real(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads = real
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Filtered single queries at every selectivity, against FAISS under a bitmap at equal recall, one thread.
+"""Filtered queries at every selectivity, against FAISS under a bitmap at equal recall, one thread.
 
 Every query has a range of its own over a numeric attribute, so nobody can use a bitmap twice; what it takes to turn
-the range into a set of rows counts on both sides. The attribute is a rank from 0 to n - 1, of which there are three:
+the range into a set of rows counts on both sides. FAISS takes one such query a call; ours is asked one at a time
+and many a call, each with its own range. The attribute is a rank from 0 to n - 1, of which there are three:
 
 - ``random``: independent of the vectors;
 - ``clusters``: rows of one k-means cluster (sqrt(n) of them) follow each other, the clusters in random order, so that
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from loadtests import metrics
 from loadtests.corpora import Corpus
 from loadtests.drive import one_by_one
-from loadtests.filtered_faiss import FilteredFaiss, bitmap, cheapest, id_list
+from loadtests.filtered_faiss import FilteredFaiss, bitmap, cheapest, id_list, one_thread
 from loadtests.samples import Record
 from loadtests.targets.nearfield_target import NearfieldTarget, padded
 from loadtests.truth import Judge, judged
@@ -67,17 +68,17 @@ def run(bench: Bench) -> None:
     target = bench.target
     if not isinstance(target, NearfieldTarget):
         raise ValueError("hybrid compares Nearfield with FAISS: --target is a Nearfield")
-    columns = {shape: _column(bench.corpus, shape) for shape in bench.options.shapes}
+    columns = {shape: column(bench.corpus, shape) for shape in bench.options.shapes}
     bench = replace(bench, corpus=replace(bench.corpus, attributes=dict(columns)))
     with bench.started(target, "hybrid"):
         bench.fill(target)
         faiss.omp_set_num_threads(_CORES)
         theirs = FilteredFaiss(bench.corpus.base, bench.corpus.metric, kinds=(*TUNED, "flat"), say=bench.say)
-        faiss.omp_set_num_threads(1)
         matches = _Matches(bench, target, theirs)
-        for shape, column in columns.items():
-            for selectivity in bench.options.selectivity:
-                matches.measure(Cell(shape, selectivity, column, np.argsort(column)))
+        with one_thread():
+            for shape, column in columns.items():
+                for selectivity in bench.options.selectivity:
+                    matches.measure(Cell(shape, selectivity, column, np.argsort(column)))
 
 
 class _Matches:
@@ -94,7 +95,10 @@ class _Matches:
     def measure(self, cell: Cell) -> None:
         """Tune FAISS on one set of ranges, then take turns on others: as recall needs that of ours, and the target."""
         spans, truth = self._filters(cell, 0)
-        goal = metrics.recall(self._timed(self._ours(cell, spans), cell, spans, truth))
+        goal = max(
+            metrics.recall(self._timed(self._ours(cell, spans), cell, spans, truth)),
+            metrics.recall(self._together(cell, spans, truth)),
+        )
         told = {"shape": cell.shape, "selectivity": cell.selectivity}
         efforts: dict[tuple[str, int], list[str]] = {}
         for kind in TUNED:
@@ -104,14 +108,17 @@ class _Matches:
                 self._bench.samples.add("tuned", **told, arm=kind, goal=name, recall=wanted, effort=effort, most=best)
                 efforts.setdefault((kind, effort or best), []).append(name)
         plans = self._plans(cell)
-        arms: list[tuple[str, int, list[str]]] = [("nearfield", 0, []), ("flat", 0, [])]
+        arms: list[tuple[str, int, list[str]]] = [("nearfield", 0, []), ("together", 0, []), ("flat", 0, [])]
         arms += [(kind, effort, goals) for (kind, effort), goals in efforts.items()]
         kept: dict[str, list[Record]] = {}
         for repeat in range(self._bench.options.repeat):
             spans, truth = self._filters(cell, repeat + 1)
             for arm, effort, goals in arms if repeat % 2 else reversed(arms):
-                ask = self._ours(cell, spans) if arm == "nearfield" else self._faiss(cell, arm, effort, spans)
-                record = self._timed(ask, cell, spans, truth)
+                if arm == "together":
+                    record = self._together(cell, spans, truth)
+                else:
+                    ask = self._ours(cell, spans) if arm == "nearfield" else self._faiss(cell, arm, effort, spans)
+                    record = self._timed(ask, cell, spans, truth)
                 shown = {"plans": plans} if arm == "nearfield" else {}
                 self._bench.samples.add(
                     "cell", **told, arm=arm, effort=effort, goals=goals, repeat=repeat, **shown, **record
@@ -137,9 +144,27 @@ class _Matches:
         def ask(number: int) -> Integers:
             low, high = ranges[number]
             where = {name: {"gte": low, "lte": high}}
-            return padded(self._target.ask(queries[number], self._k, self._setting, where=where).ids, self._k)
+            ids: Integers = self._target.ask(queries[number], self._k, self._setting, where=where).ids
+            return ids
 
         return ask
+
+    def _together(self, cell: Cell, spans: Integers, truth: Integers) -> Record:
+        """Ours asked many queries a call, each with its own range; a query's time is its share of the call."""
+        size, count = self._bench.options.batch, len(spans)
+        wheres = [{cell.shape: {"gte": low, "lte": high}} for low, high in spans.tolist()]
+        answers: list[Integers] = []
+        seconds: list[float] = []
+        cpu = time.process_time()
+        for start in range(0, count, size):
+            some = slice(start, min(count, start + size))
+            begun = time.perf_counter()
+            many = self._target.ask(self._queries[some], self._k, self._setting, wheres=wheres[some])
+            answers.append(many.ids)
+            seconds += [(time.perf_counter() - begun) / len(many)] * len(many)
+        cpu = time.process_time() - cpu
+        judgement = self._judged(np.concatenate(answers).astype(np.int64), cell, spans, truth)
+        return {"queries": count, "k": self._k, "seconds": seconds, "cpu_s": cpu, **judgement}
 
     def _faiss(self, cell: Cell, kind: str, effort: int, spans: Integers) -> Callable[[int], Integers]:
         ranges, column, queries = spans.tolist(), cell.column, self._prepared
@@ -161,12 +186,11 @@ class _Matches:
         return cheapest(self._theirs.efforts(kind), reaches)
 
     def _timed(self, ask: Callable[[int], Integers], cell: Cell, spans: Integers, truth: Integers) -> Record:
-        faiss.omp_set_num_threads(1)
         answers: list[Integers] = []
         cpu = time.process_time()
         seconds = one_by_one(lambda number: answers.append(ask(number)), len(spans))
         cpu = time.process_time() - cpu
-        ids = np.stack(answers)
+        ids = np.stack([padded(answer, self._k) for answer in answers])
         judgement = self._judged(ids, cell, spans, truth)
         return {"queries": len(spans), "k": self._k, "seconds": seconds, "cpu_s": cpu, **judgement}
 
@@ -193,7 +217,7 @@ def plan_name(plan: dict[str, Any]) -> str:
     return f"{plan.get('plan', '?')} {effort}" if effort else str(plan.get("plan", "?"))
 
 
-def _column(corpus: Corpus, shape: str) -> NDArray[np.int32]:
+def column(corpus: Corpus, shape: str) -> NDArray[np.int32]:
     random = np.random.default_rng([_SEED, SHAPES.index(shape)])
     base, n = corpus.base, len(corpus.base)
     if shape == "random":

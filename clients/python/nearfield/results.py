@@ -83,8 +83,12 @@ class Hits(Sequence[Hit]):
 
     @cached_property
     def ids(self) -> np.ndarray:
-        ids: np.ndarray = _id_matrix([self._rows], len(self._rows))[0]
-        return ids
+        ids = [row["id"] for row in self._rows]
+        if set(map(type, ids)) <= {int}:
+            return np.array(ids, dtype=np.int64)
+        held = np.empty(len(ids), dtype=object)
+        held[:] = ids
+        return held
 
     @cached_property
     def scores(self) -> np.ndarray:

@@ -30,6 +30,8 @@ def to_array(value: Any, what: str = "vectors") -> Floats:
     Raises:
         InvalidRequest: not numbers, ragged, or not one- or two-dimensional; the text says the remedy.
     """
+    if type(value) is np.ndarray and value.dtype == np.float32 and value.ndim in (1, 2) and value.flags.c_contiguous:
+        return value
     array = _as_numpy(value, what)
     if array.dtype.kind == "O":
         array = _stack(array, what)

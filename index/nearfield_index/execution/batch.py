@@ -18,7 +18,7 @@ from nearfield_index.backends.space import scores
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import SLACK, exact_rows, fetched, uncertain
-from nearfield_index.execution.graph import refine
+from nearfield_index.execution.graph import passes, poor, sift, walk, walk_again
 from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Doubles, best
 from nearfield_index.filters.compiled import Compiled
@@ -230,27 +230,38 @@ class _Batch:
             while waiting and size + len(waiting[-1].group.members) <= block:
                 taken.append(waiting.pop())
                 size += len(taken[-1].group.members)
-            asked = self._queries[np.concatenate([each.group.members for each in taken])]
+            members = np.concatenate([each.group.members for each in taken])
+            asked = self._queries[members]
             inner, found = self._here.backend.search(asked, effort, effort=effort, within=None)
+            ends = np.cumsum([len(each.group.members) for each in taken]).tolist()
+            bounds = list(zip([0, *ends], ends, strict=False))
+            passed = np.concatenate(
+                [passes(found[a:b], each.passing) for each, (a, b) in zip(taken, bounds, strict=True)]
+            )
+            walked = sift(self._here, asked, inner, found, passed, k, calibration.found(effort))
+            filtered = np.repeat([each.passing is not None for each in taken], np.diff([0, *ends]))
+            lacking = poor(walked, filtered, k, self._search.recall)
+            again = np.searchsorted(lacking, [0, *ends]).tolist()
             share = (time.perf_counter() - start) / size
-            first = 0
-            for (_, members), passing, plan in taken:
-                start = time.perf_counter() - share * len(members)
-                mine = slice(first, first + len(members))
-                first += len(members)
-                walked = refine(
-                    self._here,
-                    calibration,
-                    passing,
-                    asked[mine],
-                    inner[mine],
-                    found[mine],
-                    k=k,
-                    target=self._search.recall,
-                    effort=effort,
-                )
-                self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
-                self._ran(plan, len(members), start, float(walked.recall.mean()), walked.again, walked.exact)
+            for number, (each, (a, b)) in enumerate(zip(taken, bounds, strict=True)):
+                start = time.perf_counter() - share * (b - a)
+                before = walked.again, walked.exact
+                if again[number] < again[number + 1]:
+                    walk_again(
+                        self._here,
+                        calibration,
+                        each.passing,
+                        asked,
+                        lacking[again[number] : again[number + 1]],
+                        walked,
+                        k=k,
+                        target=self._search.recall,
+                        effort=effort,
+                        width=effort,
+                    )
+                recall = float(walked.recall[a:b].mean())
+                self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
+            self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
 
     def _ran(
         self,
@@ -302,11 +313,7 @@ def _alone(
     if not here.backend.is_graph:
         rows, scored, short = _through_lists(here, passing, plan, queries, search.k)
         return rows, scored, ran._replace(exact=short)
-    width = search.k if passing is None else plan.effort
-    found, rows = here.backend.search(queries, width, effort=plan.effort, within=None)
-    walked = refine(
-        here, calibration, passing, queries, found, rows, k=search.k, target=search.recall, effort=plan.effort
-    )
+    walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
     told = ran._replace(recall=float(walked.recall.mean()), again=walked.again, exact=walked.exact)
     return walked.rows, walked.scored, told
 

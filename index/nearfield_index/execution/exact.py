@@ -62,11 +62,11 @@ def _direct(here: FieldPart, queries: Floats, k: int, rows: Rows) -> tuple[Rows,
     else:
         scored = asked @ vectors.T
     if len(rows) <= 2 * k:
-        return np.broadcast_to(rows, scored.shape), scored
+        return rows[np.newaxis].repeat(len(scored), axis=0), scored
     worst = np.partition(scored, len(rows) - k, axis=1)[:, len(rows) - k]
     wide = int((scored >= worst[:, None]).sum(axis=1).max())
     if wide == len(rows):
-        return np.broadcast_to(rows, scored.shape), scored
+        return rows[np.newaxis].repeat(len(scored), axis=0), scored
     chosen = np.argpartition(scored, len(rows) - wide, axis=1)[:, len(rows) - wide :]
     return rows[chosen], np.take_along_axis(scored, chosen, 1)
 

@@ -22,6 +22,7 @@ from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # Single queries differ in depth; what counts is their mean, so one may fall short by this much.
 _SHORT = 0.02
@@ -31,42 +32,49 @@ _LEAST_STEP, _MOST_STEP = 1.5, 4
 
 @dataclass
 class Walked:
-    """Of a group of queries: ``rows`` and ``scored`` ``(n, k)`` padded with -1 and -inf, ``recall`` to expect of
-    each, how many walked again and how many were answered exactly."""
+    """Of some queries: ``rows`` and ``scored`` ``(n, k)`` padded with -1 and -inf, ``recall`` to expect of each,
+    ``counts`` of rows found that pass, how many walked again and how many were answered exactly."""
 
     rows: Rows
     scored: Doubles
     recall: Doubles
+    counts: Rows
     again: int = 0
     exact: int = 0
 
 
-def sift(
-    found: Floats, rows: Rows, passing: Compiled | None, k: int, places: Doubles
-) -> tuple[Rows, Doubles, Doubles, Rows]:
-    """The first k of each ranking that pass: rows, inner products, the recall to expect, how many passed in all.
-
-    ``found`` and ``rows`` ``(n, width)`` best first, -1 where there is none; ``places`` is how sure one may be of each
-    place (:meth:`Calibration.found`).
-    """
+def passes(rows: Rows, passing: Compiled | None) -> Mask:
+    """Which of the rows found (-1: none) pass, same shape."""
     if passing is None:
-        passes = rows >= 0
-    else:
-        passes = passing.test(rows) if rows.min() >= 0 else passing.test(np.maximum(rows, 0)) & (rows >= 0)
+        return rows >= 0
+    return passing.test(rows) if rows.min() >= 0 else passing.test(np.maximum(rows, 0)) & (rows >= 0)
+
+
+def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Mask, k: int, places: Doubles) -> Walked:
+    """The first k of each ranking that pass.
+
+    ``found`` and ``rows`` ``(n, width)`` best first; ``places`` is how sure one may be of each place
+    (:meth:`Calibration.found`).
+    """
     if len(rows) == 1:  # the common case, at a third of the price
-        place = passes[0].nonzero()[0]
+        place = passed[0].nonzero()[0]
         first = place[:k]
         if len(first) == k:
-            sure = places[first].sum(keepdims=True) / k
-            return rows[:, first], found[:, first].astype(np.float64), sure, np.array([len(place)])
-    upto = passes.cumsum(axis=1)
-    at, place = np.nonzero(passes & (upto <= k))
+            kept, sure = rows[:, first], places[first].sum(keepdims=True) / k
+            return Walked(kept, _as_scores(here, queries, kept, found[:, first]), sure, np.array([len(place)]))
+    upto = passed.cumsum(axis=1)
+    at, place = np.nonzero(passed & (upto <= k))
     column = upto[at, place] - 1
-    kept, scored = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), -np.inf)
+    kept, inner = np.full((len(rows), k), -1, dtype=np.int64), np.full((len(rows), k), -np.inf, dtype=np.float32)
     kept[at, column] = rows[at, place]
-    scored[at, column] = found[at, place]
+    inner[at, column] = found[at, place]
     sure = np.bincount(at, weights=places[place], minlength=len(rows)) / k
-    return kept, scored, sure, upto[:, -1]
+    return Walked(kept, _as_scores(here, queries, kept, inner), sure, upto[:, -1])
+
+
+def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
+    """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
+    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - _SHORT))
 
 
 def walk(
@@ -82,33 +90,16 @@ def walk(
     """Search with this effort, then with more where a query turns out to need it."""
     assert here.backend is not None
     found, rows = here.backend.search(queries, k if passing is None else effort, effort=effort, within=None)
-    return refine(here, calibration, passing, queries, found, rows, k=k, target=target, effort=effort)
-
-
-def refine(
-    here: FieldPart,
-    calibration: Calibration,
-    passing: Compiled | None,
-    queries: Floats,
-    found: Floats,
-    rows: Rows,
-    *,
-    k: int,
-    target: float,
-    effort: int,
-) -> Walked:
-    """Put the filter to what a walk has found; queries for which that is too little walk again or are scanned for."""
-    kept, scored, sure, counts = sift(found, rows, passing, k, calibration.found(effort))
-    done = Walked(kept, _as_scores(here, queries, kept, scored), sure)
-    lacking = counts < min(k, len(here))
-    poor = np.flatnonzero(lacking if passing is None else lacking | (sure < target - _SHORT))
-    if len(poor):
-        share = float((counts[poor].mean() + 0.5) / (rows.shape[1] + 1))
-        _again(here, calibration, passing, queries[poor], poor, done, k=k, target=target, effort=effort, share=share)
+    done = sift(here, queries, found, rows, passes(rows, passing), k, calibration.found(effort))
+    lacking = poor(done, passing is not None, k, target)
+    if len(lacking):
+        walk_again(
+            here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort, width=rows.shape[1]
+        )
     return done
 
 
-def _again(
+def walk_again(
     here: FieldPart,
     calibration: Calibration,
     passing: Compiled | None,
@@ -119,23 +110,28 @@ def _again(
     k: int,
     target: float,
     effort: int,
-    share: float,
+    width: int,
 ) -> None:
-    """Answer some queries better, where ``share`` of the rows near them passes: the cheaper way that reaches."""
+    """Answer the ``poor`` of some queries better, in the cheaper way that reaches: a longer walk or an exact scan.
+
+    ``width`` says how many rows the walk with ``effort`` gave.
+    """
     setting = None
     if passing is not None:
+        share = float((done.counts[poor].mean() + 0.5) / (width + 1))
         depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
         setting = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
+    queries = queries[poor]
     count = len(here) if passing is None else passing.count
     scan = calibration.exact_us(count, contiguous=passing is None, queries=len(queries))
     if setting is None or setting.us >= scan:
         within = None if passing is None else passing.bitmap
         rows, scored = exact_rows(here, queries, k, within)
         best = np.argsort(-scored, axis=1, kind="stable")[:, :k]
-        width = best.shape[1]
+        columns = best.shape[1]
         done.rows[poor], done.scored[poor] = -1, -np.inf
-        done.rows[poor, :width] = np.take_along_axis(rows, best, 1)
-        done.scored[poor, :width] = np.take_along_axis(scored, best, 1)
+        done.rows[poor, :columns] = np.take_along_axis(rows, best, 1)
+        done.scored[poor, :columns] = np.take_along_axis(scored, best, 1)
         done.recall[poor] = 1.0
         done.exact += len(poor)
         return
@@ -145,6 +141,8 @@ def _again(
     done.exact += better.exact
 
 
-def _as_scores(here: FieldPart, queries: Floats, rows: Rows, inner: Doubles) -> Doubles:
+def _as_scores(here: FieldPart, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
     """Inner products are the scores of cosine and dot; a distance is taken from the rows, where nothing cancels."""
-    return scores(queries, here.matrix, rows, here.metric, precise=False) if here.metric is Metric.L2 else inner
+    if here.metric is Metric.L2:
+        return scores(queries, here.matrix, rows, here.metric, precise=False)
+    return inner.astype(np.float64)

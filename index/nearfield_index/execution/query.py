@@ -45,6 +45,10 @@ class Selection(NamedTuple):
         return self.attributes is not False or self.vectors or self.text
 
 
+_EVERYTHING = Selection(True, False, False)
+_NOTHING = Selection(False, False, False)
+
+
 class Query(NamedTuple):
     """``vectors`` ``(n, dim)`` raw, or ``ids`` whose stored vectors are searched with; one filter or one each."""
 
@@ -171,8 +175,7 @@ def _parse_known(body: object, at: str, schema: Schema, limits: Limits, known: d
 def _parse_one(body: object, at: str, schema: Schema, limits: Limits) -> Expr | None:
     if body is None:
         return None
-    declared = {name: str(kind) for name, kind in schema.attributes.items()}
-    expr = parse_filter(body, declared=declared, limits=limits, where=at)
+    expr = parse_filter(body, declared=schema.declared, limits=limits, where=at)
     return None if isinstance(expr, Everything) else expr
 
 
@@ -184,6 +187,8 @@ def parse_filter_of(body: Mapping[str, Any], *, schema: Schema, limits: Limits, 
 def parse_selection(body: Mapping[str, Any]) -> Selection:
     """The ``select`` and ``with`` keys of a request."""
     select = body.get("select", True)
+    if type(select) is bool and body.get("with") is None:
+        return _EVERYTHING if select else _NOTHING
     if isinstance(select, np.ndarray):
         select = select.tolist()
     if select is None:

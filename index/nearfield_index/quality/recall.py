@@ -1,7 +1,7 @@
 """Measured recall: a sample of live queries is answered again exactly, later, against the very view they saw.
 
-The sample costs the query a random number; replays run in the background worker and pause fifty times as long as they
-took, so that they stay under 2 % of one core. Estimates are kept per plan and selectivity bucket.
+The sample costs the query a random number; replays run in the background worker and pause for fifty times the processor
+time they took, so that they stay under 2 % of one core. Estimates are kept per plan and selectivity bucket.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class RecallMonitor:
         self._resume = 0.0
         self._tallies: dict[tuple[str, str], _Tally] = {}
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
+        self._cpu_s = 0.0
         self.margin = 0.0
         """Added to targets after a miss was measured."""
 
@@ -131,7 +132,7 @@ class RecallMonitor:
             self._submit(self._replay)
 
     def _replay(self) -> None:
-        start = time.monotonic()
+        start = time.thread_time()
         try:
             while True:
                 with self._lock:
@@ -143,8 +144,10 @@ class RecallMonitor:
                 self._tally(sample, truth.scores[0])
         finally:
             with self._lock:
+                spent = time.thread_time() - start
+                self._cpu_s += spent
                 self._scheduled = False
-                self._resume = time.monotonic() + _REST * (time.monotonic() - start)
+                self._resume = time.monotonic() + _REST * spent
 
     def _tally(self, sample: _Sample, truth: Doubles) -> None:
         wanted = truth[np.isfinite(truth)]
@@ -203,4 +206,10 @@ class RecallMonitor:
                         "interval": [round(low, 4), round(high, 4)],
                     }
                 )
-            return {"rate": self._rate, "margin": round(self.margin, 4), "buckets": buckets, "events": [*self._events]}
+            return {
+                "rate": self._rate,
+                "margin": round(self.margin, 4),
+                "cpu_s": round(self._cpu_s, 3),
+                "buckets": buckets,
+                "events": [*self._events],
+            }
