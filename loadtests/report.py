@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtests import metrics, report_filtered, report_monitor
+from loadtests import metrics, report_filtered, report_layout, report_monitor
 from loadtests.samples import Record, Run, read
 from loadtests.tables import decimal, table
 
@@ -197,6 +197,7 @@ _SECTIONS: dict[str, Callable[[Sequence[Run], Path], list[str]]] = {
     "hybrid": report_filtered.hybrid,
     "batch": report_filtered.batch,
     "monitor": report_monitor.monitor,
+    "layout": report_layout.layout,
 }
 _LATENCY_HEADS = ["run", "asked/s", "answered", "failed", "p50 ms", "p95 ms", "p99 ms", "worst ms"]
 

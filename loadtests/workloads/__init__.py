@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loadtests.workloads import batch, churn, hybrid, ingest, monitor, overhead, recall
+from loadtests.workloads import batch, churn, hybrid, ingest, layout, monitor, overhead, recall
 from loadtests.workloads.bench import Bench
 
 WORKLOADS: dict[str, Callable[[Bench], None]] = {
@@ -15,4 +15,5 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "hybrid": hybrid.run,
     "batch": batch.run,
     "monitor": monitor.run,
+    "layout": layout.run,
 }

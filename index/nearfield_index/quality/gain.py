@@ -47,7 +47,7 @@ def is_worth(gain: Json, least: float) -> bool:
     before, after = gain["before"], gain["after"]
     if before["us"] is not None:
         return bool(after["us"] <= (1.0 - least) * before["us"])
-    return bool(after["long"] >= before["long"] + (_WORTH_LONG if least else 0.0))
+    return bool(after["long"] >= before["long"] + (max(_WORTH_LONG, least) if least else 0.0))
 
 
 def _told(touched: Touched, weights: Doubles, rows: int, calibration: Calibration | None, target: float) -> Json:

@@ -44,9 +44,7 @@ CONDITIONS = st.one_of(
     st.none(),
     BOUNDS,
     st.builds(lambda op, one: {op: one}, st.sampled_from(["eq", "ne"]), SCALARS),
-    st.builds(
-        lambda op, many: {op: many}, st.sampled_from(["in", "nin", "any", "all"]), st.lists(SCALARS, max_size=4)
-    ),
+    st.builds(lambda op, many: {op: many}, st.sampled_from(["in", "nin", "any", "all"]), st.lists(SCALARS, max_size=4)),
     st.builds(lambda op, flag: {op: flag}, st.sampled_from(["exists", "null"]), st.booleans()),
     st.builds(lambda start: {"prefix": start}, st.sampled_from(["", "r", "gr", "x"])),
 )
@@ -135,7 +133,9 @@ class World:
         self.seal()
         fresh = [s.name for s, _ in builder._live.view.segments if s.name not in before]
         if fresh:
-            job = builder._maintenance.submit("compact", "c", lambda job: builder._merge(job, fresh, _ignore), priority=1)
+            job = builder._maintenance.submit(
+                "compact", "c", lambda job: builder._merge(job, fresh, _ignore), priority=1
+            )
             finished(self.engine, job.to_wire())
 
     def settle(self) -> None:
@@ -195,7 +195,10 @@ def worlds(draw: st.DrawFn) -> Json:
         "kind": kind,
         "seed": draw(st.integers(0, 2**16)),
         "first": draw(st.sampled_from([0, 1, 40, 150, 150, 300, 300])),
-        "steps": [*draw(st.lists(steps, max_size=5)), draw(st.sampled_from(["index", "index alone", "write", "delete"]))],
+        "steps": [
+            *draw(st.lists(steps, max_size=5)),
+            draw(st.sampled_from(["index", "index alone", "write", "delete"])),
+        ],
         "trust": draw(st.sampled_from([None, 16, 64, 64, 192, 192])),
     }
 
@@ -243,7 +246,7 @@ def _one_batch(world: World, field: str, data: st.DataObject) -> None:
         filters = [distinct[i] for i in chosen]
         batch = world.ask(field, vectors, k, filters=filters, explain=True, **how)
     exact = {"exact", "none"} >= {plan["plan"] for plan in batch["meta"]["plans"]}
-    assert exact or "recall" in how and how["recall"] < 1
+    assert exact or ("recall" in how and how["recall"] < 1)
     assert len(batch["results"]) == len(vectors)
     passing = {str(body): world.passing(field, body) for body in filters}
     for vector, body, hits in zip(vectors, filters, batch["results"], strict=True):
