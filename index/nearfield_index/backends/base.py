@@ -17,6 +17,17 @@ from nearfield_index.storage.vectors import MappedVectors
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class RowTest(Protocol):
+    """Anything that can say whether rows pass, without a bitmap of all of them."""
+
+    def test(self, rows: Rows) -> Mask:
+        """Whether each of ``rows`` passes: bool, same shape."""
+        ...
+
+
 Step = Callable[[float], None]
 """Told the share done, 0 to 1; raises to stop the build."""
 
@@ -38,6 +49,12 @@ class Lists:
         chosen = np.sort(clusters) if self.of is None else self._lists_of(clusters)
         first = self.offsets[:-1][chosen]
         return first, self.offsets[chosen + 1] - first
+
+    def sums(self, counts: Rows) -> Rows:
+        """Counts by list as counts by cluster."""
+        if self.of is None:
+            return counts
+        return np.bincount(self.of, weights=counts, minlength=len(self.centroids)).astype(np.int64)
 
     def by_cluster(self) -> Rows:
         """Every row, cluster after cluster."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import faiss
 import numpy as np
 
-from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
+from nearfield_index.backends.base import BuildParams, Floats, Rows, RowTest, Space, Step
 from nearfield_index.backends.exact import nothing, search_flat
 from nearfield_index.bitmap import Bitmap
 
@@ -35,11 +35,18 @@ class Ivf:
     def nbytes(self) -> int:
         return 0
 
-    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        lists = self._space.lists
-        probes = min(effort, len(lists.centroids))
+    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None) -> tuple[Floats, Rows]:
+        """As every backend; a bitmap also tells which lists have rows that pass, and only those are probed then."""
+        lists, flat = self._space.lists, self._space.vectors.flat
         nearness = queries @ lists.centroids.T
-        nearest = np.argpartition(-nearness, probes - 1, axis=1)[:, :probes]
+        probes = min(effort, len(lists.centroids))
+        if isinstance(within, Bitmap):
+            useless = lists.sums(_counts(within, lists.offsets)) == 0
+            nearness[:, useless] = -np.inf
+            probes = min(probes, len(useless) - int(np.count_nonzero(useless)))
+        if probes == 0:
+            return nothing(len(queries), k)
+        nearest = np.argpartition(nearness, len(lists.centroids) - probes, axis=1)[:, -probes:]
         best, at = nothing(len(queries), k)
         for number, chosen in enumerate(nearest):
             rows = self._rows(chosen)
@@ -48,7 +55,6 @@ class Ivf:
             if len(rows):
                 selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
                 query = queries[number : number + 1]
-                flat = self._space.vectors.flat
                 found = search_flat(flat, query, min(k, len(rows)), selector=selector, width=k)
                 best[number], at[number] = found[0][0], found[1][0]
         return best, at
@@ -60,3 +66,13 @@ class Ivf:
         shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
         rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)
         return rows
+
+
+def _counts(within: Bitmap, offsets: Rows) -> Rows:
+    """How many rows pass in each range between two ``offsets``."""
+    words = within.words()
+    before = np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)])
+    word, bit = offsets >> 6, (offsets & 63).astype(np.uint64)
+    partial = np.append(words, np.uint64(0))[word] & ((np.uint64(1) << bit) - np.uint64(1))
+    upto: Rows = before[word] + np.bitwise_count(partial)
+    return np.diff(upto)

@@ -15,11 +15,12 @@ import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.space import scores
+from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.cost import Calibration
-from nearfield_index.execution.exact import SLACK, exact_rows, fetched, uncertain
-from nearfield_index.execution.graph import passes, poor, sift, walk, walk_again
-from nearfield_index.execution.plan import Plan, plan_part
+from nearfield_index.execution.exact import exact_rows, fetched, uncertain
+from nearfield_index.execution.graph import as_scores, passes, poor, sift, walk, walk_again
+from nearfield_index.execution.plan import Plan, plan_part, shapes_of, togetherness
 from nearfield_index.execution.topk import Doubles, best
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.expr import Expr
@@ -146,7 +147,7 @@ def search_part(
     for each in planned:
         if each.plan.kind == "exact":
             batch.scan(each)
-        elif calibration is not None and here.backend is not None and here.backend.is_graph and each.plan.effort:
+        elif here.backend is not None and here.backend.is_graph and each.plan.kind == here.backend.kind:
             walks.setdefault(-(-each.plan.effort // _GRID) * _GRID, []).append(each)
         else:
             batch.alone(each, calibration)
@@ -308,31 +309,33 @@ def _alone(
     ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall, here=here, passing=passing)
     if plan.kind == "none":
         return np.full((len(queries), 0), -1, dtype=np.int64), np.empty((len(queries), 0)), ran
-    if plan.kind == "exact" or here.backend is None or calibration is None:
+    if plan.kind == "exact" or calibration is None:
         return *exact_rows(here, queries, search.k, None if passing is None else passing.bitmap), ran
-    if not here.backend.is_graph:
-        rows, scored, short = _through_lists(here, passing, plan, queries, search.k)
+    if here.clusters is not None and plan.kind == here.clusters.kind:
+        rows, scored, short = _through_clusters(here, passing, plan, queries, search.k)
         return rows, scored, ran._replace(exact=short)
     walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
     told = ran._replace(recall=float(walked.recall.mean()), again=walked.again, exact=walked.exact)
     return walked.rows, walked.scored, told
 
 
-def _through_lists(
+def _through_clusters(
     here: FieldPart, passing: Compiled | None, plan: Plan, queries: Floats, k: int
 ) -> tuple[Rows, Doubles, int]:
-    """Inverted lists look at passing rows only; a query that finds too few of them is answered exactly."""
-    assert here.backend is not None
-    within = None if passing is None else passing.bitmap
-    _, rows = here.backend.search(queries, k + SLACK, effort=plan.effort, within=within)
-    scored = scores(queries, here.matrix, rows, here.metric, precise=False)
-    enough = min(k, len(here) if within is None else within.count)
+    """The nearest clusters look at passing rows only; a query that finds too few of them is answered exactly."""
+    assert here.clusters is not None
+    within: Bitmap | Compiled | None = passing
+    if passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)):
+        within = passing.bitmap  # tells which clusters are worth a look
+    found, rows = here.clusters.search(queries, k, effort=plan.effort, within=within)
+    scored = as_scores(here, queries, rows, found)
+    enough = min(k, len(here) if passing is None else passing.count)
     short = np.flatnonzero(rows[:, enough - 1] < 0)  # rows come best first and padded with -1 last
     if len(short):
-        found, values = exact_rows(here, queries[short], k, within)
-        order = np.argsort(-values, axis=1, kind="stable")[:, : rows.shape[1]]
+        again, values = exact_rows(here, queries[short], k, None if passing is None else passing.bitmap)
+        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
         rows[short], scored[short] = -1, -np.inf
-        rows[short, : order.shape[1]] = np.take_along_axis(found, order, 1)
+        rows[short, : order.shape[1]] = np.take_along_axis(again, order, 1)
         scored[short, : order.shape[1]] = np.take_along_axis(values, order, 1)
     return rows, scored, len(short)
 

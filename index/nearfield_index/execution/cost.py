@@ -152,20 +152,21 @@ class Calibration:
         each = np.clip(np.diff(total, prepend=0.0), 0.0, 1.0)
         return np.minimum.accumulate(each)
 
-    def setting(self, *, selectivity: float, k: int, target: float, clustered: bool = False) -> Setting | None:
+    def setting(
+        self, *, selectivity: float, k: int, target: float, shapes: tuple[str, ...] = ("random",)
+    ) -> Setting | None:
         """The cheapest setting of lists that reaches the target; None when none was seen to.
 
-        A filter is judged by the next more selective curve that was measured, a k by the next larger one, a
-        ``clustered`` filter by the worse of both shapes.
+        A filter is judged by the next more selective curve that was measured, a k by the next larger one, and of
+        several ``shapes`` the worse counts.
         """
-        key = (selectivity, k, target, clustered)
+        key = (selectivity, k, target, shapes)
         if key not in self._known:
-            self._remember(key, self._find(selectivity, k, self._aim(target), clustered))
+            self._remember(key, self._find(selectivity, k, self._aim(target), shapes))
         found: Setting | None = self._known[key]
         return found
 
-    def _find(self, selectivity: float, k: int, target: float, clustered: bool) -> Setting | None:
-        shapes = ("random", "run") if clustered else ("random",)
+    def _find(self, selectivity: float, k: int, target: float, shapes: tuple[str, ...]) -> Setting | None:
         found = [self._cheapest(shape, selectivity, k, target) for shape in shapes]
         reached = [setting for setting in found if setting is not None]
         return max(reached, key=lambda s: s.effort) if len(reached) == len(shapes) else None

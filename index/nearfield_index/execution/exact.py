@@ -12,7 +12,7 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart
 
-SLACK = 4
+_SLACK = 4
 _LARGEST_FETCH = 4_096
 _DOUBLES = 8 * 1024 * 1024  # values of a block
 _DIRECT = 32 * 1024  # values of so few rows are worth no detour
@@ -50,7 +50,7 @@ def exact_rows(here: FieldPart, queries: Floats, k: int, within: Bitmap | None) 
 
 def fetched(k: int) -> int:
     """How many rows a float32 scan fetches so that the best k are mostly certain."""
-    return k + max(SLACK, k // 4)
+    return k + max(_SLACK, k // 4)
 
 
 def _direct(here: FieldPart, queries: Floats, k: int, rows: Rows) -> tuple[Rows, Any]:

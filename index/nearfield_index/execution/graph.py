@@ -25,7 +25,7 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # Single queries differ in depth; what counts is their mean, so one may fall short by this much.
-_SHORT = 0.02
+_SHORT = 0.015
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
 
@@ -61,7 +61,7 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
         first = place[:k]
         if len(first) == k:
             kept, sure = rows[:, first], places[first].sum(keepdims=True) / k
-            return Walked(kept, _as_scores(here, queries, kept, found[:, first]), sure, np.array([len(place)]))
+            return Walked(kept, as_scores(here, queries, kept, found[:, first]), sure, np.array([len(place)]))
     upto = passed.cumsum(axis=1)
     at, place = np.nonzero(passed & (upto <= k))
     column = upto[at, place] - 1
@@ -69,7 +69,7 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
     kept[at, column] = rows[at, place]
     inner[at, column] = found[at, place]
     sure = np.bincount(at, weights=places[place], minlength=len(rows)) / k
-    return Walked(kept, _as_scores(here, queries, kept, inner), sure, upto[:, -1])
+    return Walked(kept, as_scores(here, queries, kept, inner), sure, upto[:, -1])
 
 
 def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
@@ -141,7 +141,7 @@ def walk_again(
     done.exact += better.exact
 
 
-def _as_scores(here: FieldPart, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
+def as_scores(here: FieldPart, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
     """Inner products are the scores of cosine and dot; a distance is taken from the rows, where nothing cancels."""
     if here.metric is Metric.L2:
         return scores(queries, here.matrix, rows, here.metric, precise=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import ceil, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,10 @@ from nearfield_index.segments.part import FieldPart, Rows
 
 _WORD = 64
 _SAMPLED_WORDS = 64
-# A random set is at 1/64 here, one that follows the clusters near 1.
 _TOGETHER = 0.15
+# What so many rows pass is no matter of where they lie.
+_BROAD = 0.9
+_WHOLE = 0.5
 
 # A walk that finds too little is repeated at about so many times its cost.
 _AGAIN = 4
@@ -40,25 +42,30 @@ class Plan(NamedTuple):
     reason: str
 
 
-def is_clustered(passing: Compiled, order: Rows | None = None) -> bool:
-    """Whether the rows keep together in the order of the clusters: that of the matrix, or ``order`` where that is
-    another one.
+def togetherness(passing: Compiled, order: Rows | None = None) -> float:
+    """How much the rows keep together in the order of the clusters: 0 for a random set, 1 for whole clusters. That
+    is the order of the matrix, or ``order`` where it is laid out otherwise (:attr:`FieldPart.by_cluster`).
 
     Compares how full the 64-row words are that they lie in with how full a random set would find them, over a sample
     of words.
     """
     words = passing.n // _WORD
     if not words:
-        return False
+        return 0.0
     starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
     places = (starts[:, None] + np.arange(_WORD)).ravel()
     counts = passing.test(places if order is None else order[places]).reshape(-1, _WORD).sum(axis=1)
     total = int(counts.sum())
     if not total:
-        return False
+        return 0.0
     share = total / counts.size / _WORD
     found = float((counts * counts).sum() / (_WORD * total))
-    return bool(found > share + (1 - share) * _TOGETHER)
+    return float(np.clip((found - share - (1 - share) / _WORD) / max(1e-9, (1 - share) * (1 - 1 / _WORD)), 0.0, 1.0))
+
+
+def shapes_of(together: float) -> tuple[str, ...]:
+    """Which measured shapes of filters one of such togetherness is judged by; several mean the worse of them."""
+    return ("random",) if together < _TOGETHER else ("random", "run") if together < _WHOLE else ("run",)
 
 
 def plan_part(
@@ -101,15 +108,16 @@ def _cheapest(
     scan_us = None
     if calibration is not None:
         scan_us = calibration.exact_us(rows.likely, contiguous=passing is None, queries=queries)
-    setting, why = None, "asked for"
+    chosen, why = None, "asked for"
     if target < 1.0:
-        setting, why = _setting(field, calibration, passing, selectivity, scan_us, k=k, target=target)
-    if setting is None or field.backend is None:
+        chosen, why = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target)
+    if chosen is None:
         return Plan("exact", 0, 1.0, rows, selectivity, scan_us, scan_us, why)
-    return Plan(field.backend.kind, setting.effort, setting.recall, rows, selectivity, setting.us, scan_us, why)
+    kind, setting = chosen
+    return Plan(kind, setting.effort, setting.recall, rows, selectivity, setting.us, scan_us, why)
 
 
-def _setting(
+def _index(
     field: FieldPart,
     calibration: Calibration | None,
     passing: Compiled | None,
@@ -118,28 +126,57 @@ def _setting(
     *,
     k: int,
     target: float,
-) -> tuple[Setting | None, str]:
-    """How the index would answer; None where an exact scan is better. And why."""
+) -> tuple[tuple[str, Setting] | None, str]:
+    """How an index would answer, graph or clusters; None where an exact scan is better. And why."""
     if field.backend is None:
         return None, "no graph here"
     if calibration is None or scan_us is None:
         return None, "not calibrated yet"
     if scan_us <= calibration.least_us:
         return None, "fewer rows than the index would visit"
-    if field.backend.is_graph:
-        setting = calibration.at_depth(depth_of(k, selectivity), target)
-    else:
-        clustered = passing is not None and is_clustered(passing, field.by_cluster)
-        setting = calibration.setting(selectivity=selectivity, k=k, target=target, clustered=clustered)
-    if setting is None:
-        return None, "the index was not seen to reach the target here"
-    if scan_us <= setting.us:
-        return None, "cheaper than the index at this recall"
-    again_us = (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
-    if field.backend.is_graph and passing is not None and scan_us <= setting.us + again_us:
-        if is_clustered(passing, field.by_cluster):
-            return None, "cheaper than the index, which would often search in vain among other clusters"
-    return setting, "cheapest at this recall"
+    together = None if passing is not None and selectivity < _BROAD else 0.0
+    while True:
+        costs = _costs(
+            field, calibration, passing is not None, together or 0.0, selectivity, scan_us, k=k, target=target
+        )
+        if not costs:
+            return None, "the index was not seen to reach the target here"
+        us, kind, setting = min(costs)
+        if scan_us <= us:
+            return None, "cheaper than the index at this recall"
+        if together is not None or passing is None:
+            return (kind, setting), "cheapest at this recall" + (", for rows that keep together" if together else "")
+        # Only where an index would be taken does it matter whether the rows keep together.
+        found = togetherness(passing, field.by_cluster)
+        together = found if found >= _TOGETHER else 0.0
+
+
+def _costs(
+    field: FieldPart,
+    calibration: Calibration,
+    filtered: bool,
+    together: float,
+    selectivity: float,
+    scan_us: float,
+    *,
+    k: int,
+    target: float,
+) -> list[tuple[float, str, Setting]]:
+    """What each way through an index is expected to cost a query, in us."""
+    costs: list[tuple[float, str, Setting]] = []
+    if field.backend is not None and field.backend.is_graph:
+        spread = 2 * sqrt(k * (1 - min(1.0, selectivity)))
+        least = ceil((k + spread) / selectivity) if filtered else 0
+        setting = calibration.at_depth(depth_of(k, selectivity), target, least=least)
+        if setting is not None:
+            # A walk among other clusters finds too little and is repeated, or in vain.
+            again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
+            costs.append((setting.us + again_us, field.backend.kind, setting))
+    if field.clusters is not None:
+        setting = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=shapes_of(together))
+        if setting is not None:
+            costs.append((setting.us, field.clusters.kind, setting))
+    return costs
 
 
 def depth_of(k: int, selectivity: float) -> float:

@@ -20,6 +20,7 @@ import orjson
 import xxhash
 
 from nearfield_index.backends.base import Backend
+from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
@@ -33,6 +34,7 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 ENOUGH_QUERIES = 200
 _SAMPLE = 256
 _TIMED = 5
+_TIMED_WALKS = 64
 _BATCH = 64
 _KS = (10, 100)
 # Under more selective filters only the smaller k is worth a curve; the other is answered exactly.
@@ -40,7 +42,9 @@ _WIDE = 0.5
 # So many settings in a row without a gain, and the graph has shown what it can.
 _PLATEAU = 3
 _NO_GAIN = 0.0005
-_SELECTIVITIES = (1.0, 0.8, 0.5, 0.2, 0.05)
+_SELECTIVITIES = (1.0, 0.8, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
+# Broader filters are a graph's where there is one.
+_BESIDE_A_GRAPH = 0.5
 _FILTERED_SAMPLE = 100
 _GOOD_ENOUGH = 0.9985
 # A filtered graph this far from its goal at this effort is lost: an exact scan will answer.
@@ -70,21 +74,35 @@ def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[
     samples = sum(len(p.queries) for p in probes)
     if field.backend is None:
         return Calibration(source, samples, prices)
+    reaches: tuple[Reach, ...] = ()
     if field.backend.is_graph:
         reaches = _reaches(field, field.backend, probes, limit_us=prices.scan_us * len(field), step=step)
-        return Calibration(source, samples, prices, reaches=reaches)
+    curves = _curves(field, field.clusters, probes, prices, random, step) if field.clusters is not None else ()
+    return Calibration(source, samples, prices, reaches=reaches, curves=curves)
+
+
+def _curves(
+    field: FieldPart,
+    clusters: Ivf,
+    probes: list[_Probe],
+    prices: Prices,
+    random: np.random.Generator,
+    step: Callable[[float], None],
+) -> tuple[Curve, ...]:
+    """The nearest clusters behind filters of several selectivities and both shapes."""
     curves: list[Curve] = []
-    shares = [s for s in _SELECTIVITIES if s * len(field) >= 500]
+    most = _BESIDE_A_GRAPH if clusters is not field.backend else 1.0
+    shares = [s for s in _SELECTIVITIES if s <= most and s * len(field) >= 500]
     for number, share in enumerate(shares):
         asked = probes if share == 1.0 else [p.first(_FILTERED_SAMPLE) for p in probes]
         limit = prices.scan_us * len(field) if share == 1.0 else prices.gather_us * share * len(field)
         for k in _KS if share >= _WIDE else _KS[:1]:
             if share * len(field) >= 5 * k:
-                for shape, within in _filters(len(field), share, random):
-                    settings = _measure(field, field.backend, asked, within, k=k, limit_us=limit)
+                for shape, within in _filters(field, share, random):
+                    settings = _measure(field, clusters, asked, within, k=k, limit_us=limit)
                     curves.append(Curve(share, k, shape, settings))
         step((number + 1) / len(shares))
-    return Calibration(source, samples, prices, curves=tuple(curves))
+    return tuple(curves)
 
 
 def _reaches(
@@ -100,10 +118,8 @@ def _reaches(
         worst = np.ones(len(measured))
         slowest = 0.0
         for probe, truth in zip(probes, truths, strict=True):
-            start = time.perf_counter()
             _, rows = graph.search(probe.queries, effort, effort=effort, within=None)
-            us = (time.perf_counter() - start) * 1e6 / len(probe.queries) * _threads_used(probe.queries)
-            slowest = max(slowest, us)
+            slowest = max(slowest, _walk_us(graph, probe.queries[:_TIMED_WALKS], effort))
             worst = np.minimum(worst, _recall_by_depth(rows, truth, measured))
         if measured:
             found.append(Reach(effort, slowest, tuple(worst.tolist())))
@@ -111,6 +127,17 @@ def _reaches(
         if slowest > limit_us:
             break
     return tuple(found)
+
+
+def _walk_us(graph: Backend, queries: Floats, effort: int) -> float:
+    """Processor time of a query on one thread, in microseconds."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    start = time.thread_time()
+    graph.search(queries, effort, effort=effort, within=None)
+    us = (time.thread_time() - start) * 1e6 / max(1, len(queries))
+    faiss.omp_set_num_threads(threads)
+    return us
 
 
 def _recall_by_depth(found: Rows, truth: Rows, depths: list[int]) -> Any:
@@ -144,19 +171,21 @@ def _noise(field: FieldPart, count: int, random: np.random.Generator) -> Floats:
     return np.asarray(random.standard_normal((count, len(others))) @ centred, dtype=np.float32)
 
 
-def _filters(n: int, share: float, random: np.random.Generator) -> list[tuple[str, Bitmap | None]]:
+def _filters(field: FieldPart, share: float, random: np.random.Generator) -> list[tuple[str, Bitmap | None]]:
+    n = len(field)
     if share == 1.0:
         return [("all", None)]
     run = int(n * share)
     start = int(random.integers(0, n - run + 1))
+    near = np.arange(start, start + run)
     return [
         ("random", Bitmap.from_rows(n, np.sort(random.permutation(n)[:run]))),
-        ("run", Bitmap.from_rows(n, np.arange(start, start + run))),
+        ("run", Bitmap.from_rows(n, near if field.by_cluster is None else np.sort(field.by_cluster[near]))),
     ]
 
 
 def _prices(field: FieldPart, queries: Floats) -> Prices:
-    """What exact scans cost on one thread, each the median of a few."""
+    """What exact scans cost on one thread."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     n = len(field)
@@ -183,18 +212,19 @@ def _prices(field: FieldPart, queries: Floats) -> Prices:
 
 
 def _timed(field: FieldPart, batches: list[Floats], within: Bitmap | None) -> float:
-    """Microseconds of an exact answer to one of the batches, at the median."""
+    """Microseconds of an exact answer to one of the batches: processor time, which other processes do not touch, and
+    the least of a few, since other threads of this one do."""
     taken = []
     for queries in batches:
-        start = time.perf_counter()
+        start = time.process_time()
         exact_rows(field, queries, 10, within)
-        taken.append((time.perf_counter() - start) * 1e6)
-    return float(np.median(taken))
+        taken.append((time.process_time() - start) * 1e6)
+    return min(taken)
 
 
 def _measure(
     field: FieldPart,
-    backend: Backend,
+    clusters: Ivf,
     probes: list[_Probe],
     within: Bitmap | None,
     *,
@@ -209,14 +239,12 @@ def _measure(
         truth = np.take_along_axis(rows, order, 1)
         cases.append((probe, _without_own(truth, probe.own, k)))
     settings: list[Setting] = []
-    for effort in backend.efforts:
-        if k > 10 and effort < k and effort != backend.efforts[-1] and backend.kind != "ivf":
-            continue
+    for effort in clusters.efforts:
         worst, slowest = 1.0, 0.0
         for probe, truth in cases:
-            start = time.perf_counter()
-            _, found = backend.search(probe.queries, k + 1, effort=effort, within=within)
-            us = (time.perf_counter() - start) * 1e6 / len(probe.queries) * _threads_used(probe.queries)
+            start = time.thread_time()
+            _, found = clusters.search(probe.queries, k + 1, effort=effort, within=within)
+            us = (time.thread_time() - start) * 1e6 / len(probe.queries)
             worst = min(worst, _cautious_recall(_without_own(found, probe.own, k), truth))
             slowest = max(slowest, us)
         settings.append(Setting(effort, worst, slowest))
@@ -226,10 +254,6 @@ def _measure(
         if worst >= _GOOD_ENOUGH or slowest > limit_us or lost or flat:
             break
     return tuple(settings)
-
-
-def _threads_used(queries: Floats) -> int:
-    return min(len(queries), int(faiss.omp_get_max_threads()))
 
 
 def _without_own(rows: Rows, own: Rows, k: int) -> Rows:

@@ -67,18 +67,17 @@ def _told(touched: Touched, weights: Doubles, rows: int, calibration: Calibratio
 
 
 def _us(touched: Touched, rows: int, calibration: Calibration, target: float) -> Doubles:
-    """Per filter the price of the cheaper of an exact answer and a walk through the graph, which no layout changes.
+    """Per filter the price of the cheapest of an exact answer and what an index takes, which no layout changes.
 
     Scattered rows that follow each other cost about half way between scattered and contiguous ones.
     """
     prices = calibration.prices
     run_us = min(prices.gather_us, (prices.gather_us + prices.scan_us) / 2)
     exact: Doubles = prices.call_us + (touched.rows - touched.long) * prices.gather_us + touched.long * run_us
-    if calibration.reaches:
-        for number, share in enumerate((touched.rows / rows).tolist()):
-            walk = calibration.at_depth(depth_of(_K, share), target)
-            if walk is not None:
-                exact[number] = min(exact[number], walk.us)
+    for number, share in enumerate((touched.rows / rows).tolist()):
+        walk = calibration.at_depth(depth_of(_K, share), target) if calibration.reaches else None
+        clusters = calibration.setting(selectivity=share, k=_K, target=target)
+        exact[number] = min([exact[number], *(way.us for way in (walk, clusters) if way is not None)])
     return exact
 
 

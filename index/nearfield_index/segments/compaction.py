@@ -12,6 +12,7 @@ _FLAT_BYTES = 48 * 1024 * 1024
 _FLAT_COUNT = 4
 # A merge may take in an indexed segment up to this many times the new rows.
 _ABSORB = 4.0
+_FULL_ABSORB = 16.0
 # ``optimize`` takes in a segment of this size whatever it costs: one graph answers quicker than two.
 _SMALL_BYTES = 256 * 1024 * 1024
 _LARGEST_BYTES = 8 * 1024 * 1024 * 1024
@@ -37,7 +38,7 @@ class SegmentSize:
 def plan_merge(segments: Sequence[SegmentSize], *, full: bool) -> list[str]:
     """The segments to rewrite into one indexed segment now; empty when all is well.
 
-    ``full`` (``optimize``) leaves nothing flat, outdated or notably dead.
+    ``full`` (``optimize``) leaves nothing flat, outdated or notably dead, and no small index beside a larger one.
     """
     flat = [s for s in segments if not s.indexed]
     stale = [s for s in segments if s.indexed and (not s.current or s.dead > _DEAD_SHARE * s.count)]
@@ -45,13 +46,17 @@ def plan_merge(segments: Sequence[SegmentSize], *, full: bool) -> list[str]:
         stale = [s for s in segments if s.indexed and (not s.current or s.dead > 0.02 * s.count)]
     due = full or len(flat) >= _FLAT_COUNT or sum(s.nbytes for s in flat) >= _FLAT_BYTES
     chosen = (flat if due else []) + stale
+    alone = not chosen
+    if full and alone:
+        chosen = sorted((s for s in segments if s.indexed), key=lambda s: s.live_bytes)[:1]
     if not chosen:
         return []
     taken = sum(s.live_bytes for s in chosen)
-    rest = sorted((s for s in segments if s.indexed and s not in stale), key=lambda s: s.live_bytes)
+    rest = sorted((s for s in segments if s.indexed and s not in chosen), key=lambda s: s.live_bytes)
     for segment in rest:
-        worth = segment.live_bytes <= _ABSORB * taken or (full and segment.live_bytes <= _SMALL_BYTES)
+        most = _FULL_ABSORB if full else _ABSORB
+        worth = segment.live_bytes <= most * taken or (full and segment.live_bytes <= _SMALL_BYTES)
         if worth and taken + segment.live_bytes <= _LARGEST_BYTES:
             chosen.append(segment)
             taken += segment.live_bytes
-    return [s.id for s in chosen]
+    return [] if alone and len(chosen) == 1 else [s.id for s in chosen]

@@ -13,6 +13,7 @@ import numpy as np
 
 from nearfield_index.backends.base import Backend, Lists
 from nearfield_index.backends.exact import scan
+from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped
 from nearfield_index.filters.expr import Expr, ids_of
@@ -36,7 +37,8 @@ class FieldPart:
 
     ``rows[i]`` is the part's row of matrix row ``i`` (None where they are the same), ascending only where the
     part says nothing else. ``flat`` is the FAISS face of the matrix where there is one; ``backend`` is None where
-    every answer is exact; ``longest`` bounds the length of its vectors.
+    every answer is exact, ``clusters`` where there are none to search by; ``longest`` bounds the length of its
+    vectors; ``lists`` are its clusters as they lie, searched or not.
     """
 
     metric: Metric
@@ -44,8 +46,9 @@ class FieldPart:
     rows: Rows | None
     flat: Any
     backend: Backend | None
-    lists: Lists | None
+    clusters: Ivf | None
     longest: float
+    lists: Lists | None = None
     leaves: Rows | None = None
     """Where each leaf of a layout begins, ``(leaves + 1,)``; None without a layout."""
 

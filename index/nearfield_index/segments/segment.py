@@ -11,6 +11,7 @@ import orjson
 
 from nearfield_index.backends import backend
 from nearfield_index.backends.base import BuildParams, Lists, Space
+from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt
 from nearfield_index.filters.compile import compile_filter
@@ -151,10 +152,11 @@ def _open_field(directory: Path, name: str, spec: dict[str, Any], leaves: Rows |
     lists_path = directory / f"lists-{name}"
     arrays = open_arrays(lists_path)[0] if lists_path.exists() else {}
     lists = Lists(arrays["offsets"], arrays["centroids"], arrays.get("of")) if "offsets" in arrays else None
-    searched = None
+    searched, clusters = None, None
     if lists is not None and spec["kind"] != "exact":
         space = Space(metric, vectors, lists)
         params = BuildParams(spec["m"], spec["ef_construction"])
         searched = backend(spec["kind"]).open(directory / f"graph-{name}", space, params)
+        clusters = searched if isinstance(searched, Ivf) else Ivf(space)
     rows = arrays.get("rows")
-    return FieldPart(metric, vectors.matrix, rows, vectors.flat, searched, lists, spec["longest"], leaves)
+    return FieldPart(metric, vectors.matrix, rows, vectors.flat, searched, clusters, spec["longest"], lists, leaves)

@@ -12,7 +12,7 @@ from embedded import finished
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.engine import Engine
 from nearfield_index.execution.cost import Calibration, Curve, Prices, Reach, Setting
-from nearfield_index.execution.plan import is_clustered, plan_part
+from nearfield_index.execution.plan import plan_part, togetherness
 from nearfield_index.execution.topk import merge
 from nearfield_index.filters.compiled import Known
 from nearfield_index.filters.estimate import Estimate
@@ -36,7 +36,9 @@ class _Lists(_Graph):
 
 def field(backend: type[_Graph] = _Graph) -> FieldPart:
     matrix = np.zeros((N, 2), dtype=np.float32)
-    return FieldPart(Metric.DOT, matrix, None, None, backend(), None, 1.0)  # type: ignore[arg-type]
+    held = backend()
+    clusters = None if held.is_graph else held
+    return FieldPart(Metric.DOT, matrix, None, None, held, clusters, 1.0)  # type: ignore[arg-type]
 
 
 def calibration(source: str = "queries") -> Calibration:
@@ -100,8 +102,8 @@ def test_a_filter_is_a_matter_of_depth() -> None:
 def test_lists_judge_a_filter_that_follows_the_clusters_by_its_own_curve() -> None:
     assert plan_part(field(_Lists), calibration(), scattered(0.6), k=10, target=0.95).effort == 64
     assert plan_part(field(_Lists), calibration(), together(0.6), k=10, target=0.95).effort == 256
-    assert is_clustered(together(0.6))
-    assert not is_clustered(scattered(0.6))
+    assert togetherness(together(0.6)) > 0.9
+    assert togetherness(scattered(0.6)) < 0.05
 
 
 @pytest.mark.parametrize("backend", [_Graph, _Lists])
