@@ -45,12 +45,11 @@ def _rows(arms: Sequence[dict[str, Any]], cold: Sequence[dict[str, Any]]) -> lis
             ]
             row.append(_compared(both, "{:,.0f}"))
         mine = [each for each in cold if bucket is None or each["bucket"] == bucket]
-        for told, scale in (("major_faults", 1.0), ("seconds", 1e3)):
+        for told, scale in (("faults", 1.0), ("seconds", 1e3)):
             both = []
             for name in ("without", "with"):
                 some = [each for each in mine if each["layout"] == name]
-                faults = sum(each[told] + (each["minor_faults"] if told == "major_faults" else 0) for each in some)
-                both.append(scale * faults / max(1, sum(each["queries"] for each in some)))
+                both.append(scale * sum(e[told] for e in some) / max(1, sum(e["queries"] for e in some)))
             row.append(_compared(both, "{:,.1f}"))
         rows.append(row)
     return rows

@@ -142,7 +142,8 @@ class Builder:
             if others:
                 job.result = (job.result or {}) | {"layouts_not_worth_it": others}
             for name in due:
-                self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
+                if any(segment.name == name for segment, _ in self._live.view.segments):  # not indexed anew meanwhile
+                    self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
             # A segment built just now was calibrated on the way.
             self._calibrate(job, [s for s, _ in self._live.view.segments if s.name in before])
             with self._turn:
@@ -207,10 +208,11 @@ class Builder:
         with self._turn:
             self._live.replace(names, segment)
         self.calibrations = {key: c for key, c in self.calibrations.items() if key[0] not in names}
-        self._keep_log()
+        self.keep_log()
 
-    def _keep_log(self) -> None:
-        """Save the workload as of now: after a crash the next merge should know what this one knew."""
+    def keep_log(self) -> None:
+        """Save the workload as of now, or delete it where it is switched off. After a crash the next merge should know
+        what this one knew."""
         try:
             self._log.save(self._live.segment_path().with_name("workload"))
         except (NearfieldError, OSError) as error:  # only a sample

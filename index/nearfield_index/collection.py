@@ -139,7 +139,7 @@ class Collection:
             self.reservoir.use_schema(schema)
             self.workload.use_schema(schema)
             if not schema.index.workload:
-                self.workload.save(self.directory / WORKLOAD)
+                self.builder.keep_log()
             self.live.use_schema(schema, rewrite=rewrite)
 
     def _check_declared(self, schema: Schema) -> None:

@@ -314,8 +314,8 @@ class Engine:
             collection.reservoir.replace(*new_sample)
         if workload is not None:
             collection.workload.replace(*workload)
-        job = collection.builder.optimize(new_queries=bool(new_sample or workload), least_gain=least_gain)
-        return job.to_wire()
+        given = new_sample is not None or body.get("workload") is not None
+        return collection.builder.optimize(new_queries=given, least_gain=least_gain).to_wire()
 
     def quality(self, name: str) -> Json:
         return describing.quality(self._catalog.get(name))

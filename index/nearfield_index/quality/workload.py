@@ -148,7 +148,8 @@ class WorkloadLog:
             if entries:
                 self._write(path, entries)
             else:
-                path.unlink(missing_ok=True)
+                for old in (path, _temporary(path)):
+                    old.unlink(missing_ok=True)
 
     def _write(self, path: Path, entries: Sequence[Entry]) -> None:
         with_vector = [number for number, entry in enumerate(entries) if entry.vector is not None]
@@ -162,9 +163,8 @@ class WorkloadLog:
         }
         arrays: dict[str, Any] = {"vectors": np.stack(vectors)} if vectors else {}
         digest = xxhash.xxh3_64_hexdigest(orjson.dumps(meta))
-        temporary = path.with_name(path.name + ".tmp")
-        write_arrays(temporary, arrays, {"log": meta, "xxh3": digest})
-        temporary.replace(path)
+        write_arrays(_temporary(path), arrays, {"log": meta, "xxh3": digest})
+        _temporary(path).replace(path)
 
     def load(self, path: Path, schema: Schema, limits: Limits) -> None:
         """Take back what :meth:`save` wrote, as far as it is whole and still makes sense; it is only a sample."""
@@ -190,6 +190,10 @@ class WorkloadLog:
             self._entries, self.seen = entries, max(int(held["seen"]), len(entries))
         except (OSError, Corrupt, ValueError, KeyError, TypeError, IndexError):
             return
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def _parsed(body: Any, declared: Mapping[str, str], limits: Limits) -> Expr | None:
