@@ -39,6 +39,9 @@ def _rows(arms: Sequence[dict[str, Any]], cold: Sequence[dict[str, Any]]) -> lis
         chosen = np.ones(len(buckets), dtype=bool) if bucket is None else buckets == bucket
         row = ["all" if bucket is None else BUCKETS[bucket], f"{int(chosen.sum()):,}"]
         for arm in _ARMS:
+            if arm == "batch" and bucket is not None:  # a call holds queries of all buckets
+                row.append("")
+                continue
             both = [
                 1e6 * float(np.mean([np.array(e["seconds"])[chosen].mean() for e in arms if _is(e, arm, name)]))
                 for name in ("without", "with")

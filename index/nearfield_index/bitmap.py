@@ -137,7 +137,7 @@ class Bitmap:
         if self._words is None:
             assert self._rows is not None
             if len(self._rows) == 0:
-                return np.zeros(len(rows), np.bool_)
+                return np.zeros(rows.shape, np.bool_)
             places = np.searchsorted(self._rows, rows)
             places[places == len(self._rows)] = 0
             return np.asarray(self._rows[places] == rows, np.bool_)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,22 @@ class Prices:
     product_us: float
 
 
+class _Memo:
+    """What was asked before, bounded; any thread may ask."""
+
+    def __init__(self) -> None:
+        self._held: dict[Any, Any] = {}
+
+    def get(self, key: Any, find: Callable[[], Any]) -> Any:
+        found = self._held.get(key, self)  # itself stands for nothing: None is an answer
+        if found is self:
+            found = find()
+            if len(self._held) >= _REMEMBERED:
+                self._held = {}
+            self._held[key] = found
+        return found
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Measured on ``source`` (``queries`` or ``rows``): prices of exact scans, reaches of a graph, curves of lists."""
@@ -81,7 +98,7 @@ class Calibration:
     prices: Prices
     reaches: tuple[Reach, ...] = ()
     curves: tuple[Curve, ...] = ()
-    _known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    _known: _Memo = field(default_factory=_Memo, compare=False, repr=False)
 
     @cached_property
     def least_us(self) -> float:
@@ -103,13 +120,14 @@ class Calibration:
 
         ``least`` is an effort that must not be gone below.
         """
-        rounded = float(f"{depth:.2g}")
-        key = ("depth", rounded, target, least)
-        if key not in self._known:
-            found = self._find_depth(max(rounded, DEPTHS[0]), self._aim(target))
-            self._remember(key, found if found is None or found.effort >= least else self._at_effort(least, found))
-        known: Setting | None = self._known[key]
-        return known
+        depth = _rounded_up(max(depth, DEPTHS[0])) if depth <= DEPTHS[-1] else depth
+
+        def find() -> Setting | None:
+            found = self._find_depth(depth, self._aim(target))
+            return found if found is None or found.effort >= least else self._at_effort(least, found)
+
+        setting: Setting | None = self._known.get(("depth", depth, target, least), find)
+        return setting
 
     def _at_effort(self, effort: int, reached: Setting) -> Setting | None:
         """A setting of more effort than one that reaches already; None past what was measured."""
@@ -134,11 +152,8 @@ class Calibration:
 
         Float64, as long as ``effort``: the share of the truly nearest at that place that a search finds.
         """
-        key = ("found", effort)
-        if key not in self._known:
-            self._remember(key, self._found(effort))
-        known: Doubles = self._known[key]
-        return known
+        sure: Doubles = self._known.get(("found", effort), lambda: self._found(effort))
+        return sure
 
     def _found(self, effort: int) -> Doubles:
         below = max((r for r in self.reaches if r.effort <= effort), key=lambda r: r.effort, default=None)
@@ -160,11 +175,10 @@ class Calibration:
         A filter is judged by the next more selective curve that was measured, a k by the next larger one, and of
         several ``shapes`` the worse counts.
         """
-        key = (selectivity, k, target, shapes)
-        if key not in self._known:
-            self._remember(key, self._find(selectivity, k, self._aim(target), shapes))
-        found: Setting | None = self._known[key]
-        return found
+        setting: Setting | None = self._known.get(
+            (selectivity, k, target, shapes), lambda: self._find(selectivity, k, self._aim(target), shapes)
+        )
+        return setting
 
     def _find(self, selectivity: float, k: int, target: float, shapes: tuple[str, ...]) -> Setting | None:
         found = [self._cheapest(shape, selectivity, k, target) for shape in shapes]
@@ -182,13 +196,14 @@ class Calibration:
         """Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most."""
         return target if self.source == "queries" else target + min(0.01, (1 - target) / 2)
 
-    def _remember(self, key: Any, value: Any) -> None:
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()
-        self._known[key] = value
-
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+        return {
+            "source": self.source,
+            "samples": self.samples,
+            "prices": asdict(self.prices),
+            "reaches": [asdict(reach) for reach in self.reaches],
+            "curves": [asdict(curve) for curve in self.curves],
+        }
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Calibration:
@@ -202,6 +217,12 @@ class Calibration:
 
 Calibrations = Mapping[tuple[str, str], Calibration]
 """By (segment, field)."""
+
+
+def _rounded_up(depth: float) -> float:
+    """To two digits, so that what is remembered is not endless."""
+    step = 10.0 ** (floor(log10(depth)) - 1)
+    return ceil(depth / step - 1e-9) * step
 
 
 def _between(below: Setting, above: Setting, target: float) -> Setting:

@@ -22,9 +22,6 @@ _WHOLE = 0.5
 # A walk that finds too little is repeated at about so many times its cost.
 _AGAIN = 4
 
-# So few rows are scanned whatever it costs.
-_FEW = 64
-
 
 class Plan(NamedTuple):
     """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf`` or ``none`` (no row passes); costs in us a query.
@@ -83,12 +80,7 @@ def plan_part(
     Goes by how many rows pass, told from posting lengths where that is exact and counted where it is not, so that
     equal predicates get equal plans however they are spelled.
     """
-    if passing is None:
-        rows = exactly(len(field))
-    elif passing.estimate.high <= _FEW or target >= 1.0:
-        rows = exactly(passing.bitmap.count)  # it is made for the scan anyway
-    else:
-        rows = passing.counted()
+    rows = exactly(len(field)) if passing is None else passing.counted()
     return _cheapest(field, calibration, passing, rows, k=k, target=target, queries=queries)
 
 
@@ -166,8 +158,8 @@ def _costs(
     costs: list[tuple[float, str, Setting]] = []
     if field.backend is not None and field.backend.is_graph:
         spread = 2 * sqrt(k * (1 - min(1.0, selectivity)))
-        least = ceil((k + spread) / selectivity) if filtered else 0
-        setting = calibration.at_depth(depth_of(k, selectivity), target, least=least)
+        least = ceil((k + spread) / selectivity) if filtered else k
+        setting = calibration.atdepth_of(depth_of(k, selectivity), target, least=least)
         if setting is not None:
             # A walk among other clusters finds too little and is repeated, or in vain.
             again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * setting.us)

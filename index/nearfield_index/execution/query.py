@@ -29,6 +29,7 @@ _KEYS = frozenset(
     "vector vectors ids field k offset filter filters select with min_score recall exact hubness rerank after"
     " timeout_ms explain".split()
 )
+_LEAST_DIM = 64  # a hit costs as much to tell as so many products
 _EXTRAS = frozenset({"vectors", "text"})
 
 
@@ -87,7 +88,7 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         raise InvalidRequest(f"k + offset is at most {limits.k}", field="offset")
     vectors, ids = _parse_target(body, field, limits)
     count = len(vectors) if vectors is not None else len(ids or ())
-    cost = count * (k + offset) * field.dim
+    cost = count * (k + offset) * max(field.dim, _LEAST_DIM)
     if cost > limits.query_cost:
         raise TooLarge(
             f"queries x k x dim is {cost}, the limit is {limits.query_cost}",

@@ -48,6 +48,11 @@ class Compiled(ABC):
         """How many rows pass, exactly."""
         return self.estimate.low if self.estimate.exact else self.bitmap.count
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that may be held once every question was put: a bitmap in both its forms."""
+        return self.n // 8 + 8 * self.estimate.high
+
     def counted(self) -> Estimate:
         """The estimate, after counting where it was not exact: equal sets of rows give equal ones, however spelled."""
         return self.estimate if self.estimate.exact else exactly(self.bitmap.count)
@@ -102,7 +107,7 @@ class Span(Compiled):
             return exactly(last - first)
         # A row with several values is counted for each of them.
         longest = int(np.diff(starts[self._first : self._last + 1]).max())
-        return Estimate(longest, (last - first + longest) / 2, min(self.n, last - first))
+        return Estimate(longest, min(self.n, (last - first + longest) / 2), min(self.n, last - first))
 
     def _bitmap(self) -> Bitmap:
         rows = self._postings.span(self._first, self._last)
@@ -113,7 +118,7 @@ class Span(Compiled):
         return Bitmap.from_rows(self.n, rows, ordered=False)
 
     def _test(self, rows: Rows) -> Mask:
-        codes = self._postings.codes(self.n)
+        codes = None if self.estimate.high * SPARSE_SHARE <= self.n else self._postings.codes(self.n)
         return self.bitmap.test(rows) if codes is None else self._passes(codes[rows])
 
     def _passes(self, codes: Codes) -> Mask:
@@ -145,7 +150,7 @@ class Places(Compiled):
         return Bitmap.from_rows(self.n, rows, ordered=len(self._positions) == 1)
 
     def _test(self, rows: Rows) -> Mask:
-        codes = self._postings.codes(self.n)
+        codes = None if self.estimate.high * SPARSE_SHARE <= self.n else self._postings.codes(self.n)
         return self.bitmap.test(rows) if codes is None else self._wanted[codes[rows]]
 
     @cached_property
@@ -162,6 +167,10 @@ class Both(Compiled):
     def __init__(self, n: int, children: Sequence[Compiled]) -> None:
         super().__init__(n)
         self._children = children
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + sum(child.nbytes for child in self._children)
 
     def _estimate(self) -> Estimate:
         return both([child.estimate for child in self._children], self.n)
@@ -204,6 +213,10 @@ class Either(Compiled):
         super().__init__(n)
         self._children = children
 
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + sum(child.nbytes for child in self._children)
+
     def _estimate(self) -> Estimate:
         return either([child.estimate for child in self._children], self.n)
 
@@ -227,6 +240,10 @@ class Rest(Compiled):
         super().__init__(child.n)
         self._child = child
 
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._child.nbytes
+
     def _estimate(self) -> Estimate:
         return rest(self._child.estimate, self.n)
 
@@ -246,14 +263,17 @@ class Mapped(Compiled):
         self._rows = rows
 
     def _estimate(self) -> Estimate:
+        return self._here(self._inner.estimate)
+
+    def _here(self, whole: Estimate) -> Estimate:
         # Rows that are not here may be among those that pass.
-        whole, missing = self._inner.estimate, self._inner.n - self.n
+        missing = self._inner.n - self.n
         share = self.n / self._inner.n if self._inner.n else 0.0
         low, high = max(0, whole.low - missing), min(self.n, whole.high)
         return Estimate(low, min(max(whole.likely * share, float(low)), float(high)), high)
 
     def counted(self) -> Estimate:
-        return self.estimate if self._inner.estimate.exact else exactly(self.bitmap.count)
+        return self._here(self._inner.counted())
 
     def _bitmap(self) -> Bitmap:
         return Bitmap.from_mask(self._inner.bitmap.test(self._rows))

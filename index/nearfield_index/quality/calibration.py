@@ -29,6 +29,7 @@ from nearfield_index.segments.part import FieldPart
 from nearfield_index.storage.atomic import replace_file
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 ENOUGH_QUERIES = 200
@@ -154,21 +155,21 @@ def _probes(field: FieldPart, sample: Floats, random: np.random.Generator) -> tu
     rows = np.sort(random.permutation(len(field))[:_SAMPLE])
     vectors = np.array(original(field.matrix[rows], field.metric))
     noise = _noise(field, vectors.shape[0], random)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    noisy = vectors + noise * (lengths / np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30))
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    noisy = np.asarray(vectors + noise * (lengths / np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-30)))
     # In few dimensions noise may cancel a vector, and a zero vector is no query.
-    noisy = np.where(np.linalg.norm(noisy, axis=1, keepdims=True) > 0, noisy, vectors)
+    noisy = np.where(np.linalg.norm(noisy, axis=1, keepdims=True) > 0, noisy, vectors).astype(np.float32)
     return "rows", [
         _Probe(queried(vectors, field.metric), rows),
         _Probe(queried(noisy, field.metric), np.full(len(rows), -1)),
     ]
 
 
-def _noise(field: FieldPart, count: int, random: np.random.Generator) -> Floats:
+def _noise(field: FieldPart, count: int, random: np.random.Generator) -> Doubles:
     """Gaussian noise with the covariance of the data: noise that fills all dimensions alike is no query's."""
     others = original(field.matrix[np.sort(random.permutation(len(field))[:_SAMPLE])], field.metric)
     centred = others - others.mean(axis=0)
-    return np.asarray(random.standard_normal((count, len(others))) @ centred, dtype=np.float32)
+    return np.asarray(random.standard_normal((count, len(others))) @ centred, dtype=np.float64)
 
 
 def _filters(field: FieldPart, share: float, random: np.random.Generator) -> list[tuple[str, Bitmap | None]]:

@@ -165,12 +165,7 @@ class FilterCache:
         with self._lock:
             if expr not in self._held:
                 self._held[expr] = made
-                self._bytes += _size(made)
+                self._bytes += made.nbytes
                 while len(self._held) > 1 and (self._bytes > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
-                    self._bytes -= _size(self._held.popitem(last=False)[1])
+                    self._bytes -= self._held.popitem(last=False)[1].nbytes
         return made
-
-
-def _size(compiled: Compiled) -> int:
-    """Bytes of a bitmap in both its forms: either may still be asked for while the filter is held."""
-    return compiled.n // 8 + 8 * compiled.estimate.high
