@@ -159,7 +159,7 @@ def _costs(
     if field.backend is not None and field.backend.is_graph:
         spread = 2 * sqrt(k * (1 - min(1.0, selectivity)))
         least = ceil((k + spread) / selectivity) if filtered else k
-        setting = calibration.atdepth_of(depth_of(k, selectivity), target, least=least)
+        setting = calibration.at_depth(depth_of(k, selectivity), target, least=least)
         if setting is not None:
             # A walk among other clusters finds too little and is repeated, or in vain.
             again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
