@@ -14,6 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from loadtests import predicates
+from loadtests.expensive import Expensive
 from loadtests.predicates import Predicates
 from loadtests.truth import nearest
 
@@ -42,7 +43,8 @@ class Corpus:
     where nobody computed them; ``training`` (t, d) further queries, never among ``queries``, that an index may learn
     from; ``metric`` is ``l2`` or ``cosine``; ``attributes`` are columns of n values; ``predicates`` the filter that
     goes with each query, where the data set has such (``truth`` is always without a filter). ``history`` are earlier
-    queries with their predicates, which an index may learn from.
+    queries with their predicates, which an index may learn from; ``expensive`` what a scorer thinks of queries and
+    base, where it has such.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Corpus:
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
     predicates: Predicates | None = None
     history: tuple[Floats, Predicates] | None = None
+    expensive: Expensive | None = None
 
 
 def names() -> list[str]:
@@ -272,6 +275,30 @@ def _minilm(data: Path) -> Corpus:
     return _corpus(stem, "cosine", np.load(data / f"{stem}.npy"), np.load(data / f"{stem}_queries.npy"), truth)
 
 
+def _ce(data: Path) -> Corpus:
+    """Texts under a late-interaction scorer whose every score is known; anchors are other queries than those asked."""
+    import pyarrow.parquet
+
+    with np.load(data / "ce" / "late_interaction.npz") as held:
+        scores, base, queries = held["maxsim"], held["item_emb"], held["query_emb"]
+        asked, others = held["test_queries"], held["train_queries"]
+    texts = {
+        name: pyarrow.parquet.read_table(data / "ce" / f"{name}.parquet", columns=["text"])["text"].to_pylist()
+        for name in ("queries", "items")
+    }
+    rows = np.concatenate([asked, others])
+    expensive = Expensive.of_table(
+        scores[rows].astype(np.float64),
+        [texts["queries"][row] for row in rows.tolist()],
+        texts["items"],
+        anchors=queries[others].astype(np.float32),
+    )
+    none = queries[:0].astype(np.float32)
+    return Corpus(
+        "ce", "cosine", base.astype(np.float32), queries[asked].astype(np.float32), none, None, expensive=expensive
+    )
+
+
 _REAL: dict[str, Callable[[Path], Corpus]] = {
     "fashion_mnist_784_euclidean": _fashion,
     "glove_50_angular": _glove,
@@ -279,6 +306,7 @@ _REAL: dict[str, Callable[[Path], Corpus]] = {
     "hybrid_debian": _hybrid_debian,
     "pypi_256": _pypi,
     "debian_short_minilm_384": _minilm,
+    "ce": _ce,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtests import metrics, report_filtered, report_layout, report_monitor
+from loadtests import metrics, report_filtered, report_layout, report_monitor, report_scorer
 from loadtests.samples import Record, Run, read
 from loadtests.tables import decimal, table
 
@@ -196,6 +196,8 @@ _SECTIONS: dict[str, Callable[[Sequence[Run], Path], list[str]]] = {
     "overhead": _overhead,
     "hybrid": report_filtered.hybrid,
     "batch": report_filtered.batch,
+    "scorer": report_scorer.recall,
+    "scorer-latency": report_scorer.latency,
     "monitor": report_monitor.monitor,
     "layout": report_layout.layout,
 }

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from scoring import endpoint, nearness
+
 
 @pytest.fixture
 def engine_dir(tmp_path: Path) -> Path:
@@ -19,9 +21,12 @@ def engine_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with default settings, one for the whole run: name collections uniquely."""
-    with serving(tmp_path_factory.mktemp("server")) as url:
-        yield url
+    """The address of a server with default settings and a scorer ``near``, one for the whole run: name collections
+    uniquely."""
+    with endpoint(nearness) as made:
+        scorers = {"near": {"kind": "tei", "url": made.url}}
+        with serving(tmp_path_factory.mktemp("server"), scorers=scorers) as url:
+            yield url
 
 
 @pytest.fixture

@@ -93,6 +93,11 @@ class Bitmap:
             self._count = int(np.bitwise_count(self._words).sum(dtype=np.int64))
         return self._count
 
+    @property
+    def share(self) -> float:
+        """The share of all rows that is in the set."""
+        return self.count / self.n if self.n else 0.0
+
     def __len__(self) -> int:
         return self.count
 

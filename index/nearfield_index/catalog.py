@@ -20,6 +20,7 @@ from nearfield_index.collection import Collection
 from nearfield_index.errors import Conflict, Corrupt, Locked, NearfieldError, NotFound, StorageFailed
 from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
+from nearfield_index.ranking.scorers import Scorers
 from nearfield_index.schema import IndexKind, IndexSpec, check_name, check_same, parse_schema
 from nearfield_index.storage.atomic import replace_file, storage_error, sync_directory
 from nearfield_index.storage.rows import RowStore
@@ -31,6 +32,7 @@ _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.ss
 
 
 _NAME_FILE = "NAME"
+_NO_SCORERS: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,19 @@ class Broken:
 class Catalog:
     """The collections of one directory, which this process holds alone until :meth:`close`."""
 
-    def __init__(self, path: Path, *, limits: Limits, sample_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        limits: Limits,
+        sample_rate: float = 0.0,
+        scorers: Mapping[str, object] = _NO_SCORERS,
+    ) -> None:
         """Open every collection. Raises :class:`Locked` when another process holds the directory."""
         self.path = path
         self.limits = limits
         self._sample_rate = sample_rate
+        self.scorers = Scorers(scorers)
         path.mkdir(parents=True, exist_ok=True)
         self.broken: list[Broken] = []
         self._guard = Lock()
@@ -69,6 +79,7 @@ class Catalog:
             os.close(self._lock_file)
             raise
         self.maintenance = Maintenance()
+        self.scoring = Maintenance(self.maintenance.jobs)
         try:
             self._open_all()
         except BaseException:
@@ -93,9 +104,7 @@ class Catalog:
                 shutil.rmtree(directory, ignore_errors=True)  # half-created, or dropped just before a crash
                 continue
             try:
-                collection = Collection(
-                    directory, maintenance=self.maintenance, limits=self.limits, sample_rate=self._sample_rate
-                )
+                collection = self._collection(directory)
                 if collection.name in self._collections:
                     collection.close()
                     raise Conflict(f"another collection is named {collection.name}")
@@ -106,6 +115,16 @@ class Catalog:
                 self.broken.append(broken)
                 _log.error("collection in %s does not open: %s", directory.name, broken.reason)
 
+    def _collection(self, directory: Path) -> Collection:
+        return Collection(
+            directory,
+            maintenance=self.maintenance,
+            limits=self.limits,
+            sample_rate=self._sample_rate,
+            scorers=self.scorers,
+            scoring=self.scoring,
+        )
+
     def close(self) -> None:
         """Stop the worker, close every collection, release the directory. Closing twice is no error."""
         with self._guard:
@@ -114,6 +133,8 @@ class Catalog:
             self._closed = True
             collections = list(self._collections.values())
             self._collections.clear()
+        self.scoring.close()
+        self.scorers.close()
         self.maintenance.close()
         for collection in collections:
             try:
@@ -174,9 +195,7 @@ class Catalog:
                 replace_file(building / _NAME_FILE, checked.encode())
                 building.rename(final)
                 sync_directory(self._root)
-                made = Collection(
-                    final, maintenance=self.maintenance, limits=self.limits, sample_rate=self._sample_rate
-                )
+                made = self._collection(final)
             except BaseException as error:
                 # What stays behind would be a second collection of that name.
                 shutil.rmtree(building, ignore_errors=True)

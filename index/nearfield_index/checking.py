@@ -32,6 +32,7 @@ def check_directory(catalog: Catalog, *, repair: bool) -> Json:
 
 def _check_collection(collection: Collection) -> Json:
     findings = list(collection.live.findings)
+    findings += collection.rerankers.findings
     findings += collection.store.damaged()
     for segment, _ in collection.live.view.segments:
         damaged = verify(segment.directory, segment.head)

@@ -28,11 +28,16 @@ from nearfield_index.quality import calibration
 from nearfield_index.quality.recall import RecallMonitor
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.quality.workload import WorkloadLog
+from nearfield_index.ranking.querylog import QueryLog
+from nearfield_index.ranking.request import Rerank
+from nearfield_index.ranking.scorers import Scorers
+from nearfield_index.rerankers import Rerankers
 from nearfield_index.schema import Schema, schema_from_wire
 from nearfield_index.segments.live import LiveSegments
 from nearfield_index.segments.part import FindKeys, Keys
 from nearfield_index.segments.view import View
 from nearfield_index.storage.commits import GroupCommit
+from nearfield_index.storage.pairs import PairLog, Scored
 from nearfield_index.storage.rows import RowStore, StoredPoint
 from nearfield_index.writes import DeletePoints, PointWrite
 
@@ -57,7 +62,17 @@ class Answer(NamedTuple):
 class Collection:
     """Open one directory; every method may be called from any thread."""
 
-    def __init__(self, directory: Path, *, maintenance: Maintenance, limits: Limits, sample_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        maintenance: Maintenance,
+        limits: Limits,
+        sample_rate: float = 0.0,
+        scorers: Scorers,
+        scoring: Maintenance,
+    ) -> None:
+        """``scoring`` is the worker of anchor jobs, which take long and must hold up nothing else."""
         self.directory = directory
         self.limits = limits
         self.maintenance = maintenance
@@ -78,6 +93,11 @@ class Collection:
         self.monitor = RecallMonitor(rate=sample_rate, submit=maintenance.run_quietly)
         self.queries = 0
         self.exact_rows = 0
+        self.scorers = scorers
+        self.rerankers = Rerankers(self.name, directory / "rerankers", self.store, self.live, scorers, scoring)
+        self.reranked = QueryLog()
+        self.reranked.load(directory / "reranked")
+        self.pair_log = PairLog(directory / "pairs.db", most=limits.logged_pairs)
         self.altering = Lock()
         """Held from reading the schema to storing a changed one."""
         self._closed = False
@@ -97,6 +117,8 @@ class Collection:
                 try:
                     self.reservoir.save(self.directory / "queries")
                     self.workload.save(self.directory / WORKLOAD)
+                    self.reranked.save(self.directory / "reranked")
+                    self.pair_log.close()
                 except (NearfieldError, OSError) as error:  # only a sample
                     _log.warning("the sample of queries of %s was not kept: %s", self.name, error)
                 self.store.close()
@@ -229,16 +251,8 @@ class Collection:
     def search(self, query: Query) -> Answer:
         """Answer a batch; the view is taken once, and again when points died before they could be read."""
         deadline = None if query.timeout_s is None else time.monotonic() + query.timeout_s
-        if query.after is not None and query.after > self.live.view.sequence:
-            with self.commits.turn:  # what is committed by now is visible then
-                last = self.live.view.sequence
-            if query.after > last:
-                raise Conflict(
-                    f"sequence {query.after} is not there yet, the last is {last}",
-                    code="sequence_ahead",
-                    field="after",
-                )
-        vectors = self._query_vectors(query)
+        self.wait_for(query)
+        vectors = self.query_vectors(query)
         extra = 0 if query.ids is None else 1
         wanted = query.recall if query.recall >= 1.0 else min(0.9999, query.recall + self.monitor.margin)
         search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, wanted, deadline)
@@ -263,7 +277,19 @@ class Collection:
         self._note(query, vectors, report)
         return Answer(view, found, _ids(view, found), stored, loaded, report)
 
-    def _query_vectors(self, query: Query) -> Any:
+    def wait_for(self, query: Query) -> None:
+        """Wait until the sequence a query is ``after`` is visible. Raises :class:`Conflict` when it is not to come."""
+        if query.after is not None and query.after > self.live.view.sequence:
+            with self.commits.turn:  # what is committed by now is visible then
+                last = self.live.view.sequence
+            if query.after > last:
+                raise Conflict(
+                    f"sequence {query.after} is not there yet, the last is {last}",
+                    code="sequence_ahead",
+                    field="after",
+                )
+
+    def query_vectors(self, query: Query) -> Any:
         """Raw query vectors; those of stored points when it was asked by id."""
         if query.vectors is not None:
             return query.vectors
@@ -314,6 +340,22 @@ class Collection:
             held = self.reservoir.add(query.field, vectors)
             if calibration.ENOUGH_QUERIES <= held < before and self._calibrated_on_rows(query.field):
                 self.builder.schedule_calibration()
+
+    def note_reranked(self, query: Query, vectors: Any, rerank: Rerank) -> None:
+        """Count reranked queries and keep a sample of them, from which anchor queries may be chosen."""
+        self.queries += len(vectors)
+        if query.ids is None:
+            for text, vector in zip(rerank.texts, vectors, strict=True):
+                self.reranked.add(query.field, text, vector)
+
+    def note_scored(self, scored: Scored) -> None:
+        """Log what a query had scored, in the background."""
+        if self.pair_log.note(scored):
+            self.maintenance.run_quietly(self._log_pairs)
+
+    def _log_pairs(self) -> None:
+        if not self._closed:
+            self.pair_log.flush()
 
     def _calibrated_on_rows(self, field: str) -> bool:
         return any(c.source == "rows" for (_, name), c in self.builder.calibrations.items() if name == field)

@@ -12,21 +12,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from nearfield_index import describing, reading
+from nearfield_index import describing, fitting, reading
 from nearfield_index.catalog import Catalog, check_installed
 from nearfield_index.checking import check_directory
 from nearfield_index.collection import Collection
+from nearfield_index.distilling import scored_pairs
 from nearfield_index.errors import Conflict, InvalidRequest
 from nearfield_index.execution.query import parse_filter_of, parse_query, parse_selection
 from nearfield_index.limits import Limits
 from nearfield_index.points import check_attributes, check_ids, parse_points
 from nearfield_index.quality.workload import parse_workload
+from nearfield_index.reranking import rerank_query
 from nearfield_index.schema import (
     DEFAULT_FIELD,
     Schema,
     check_attribute_name,
     check_flag,
     check_int,
+    check_name,
     check_object,
     parse_index,
     parse_schema,
@@ -48,6 +51,8 @@ class EngineOptions:
     limits: Limits = field(default_factory=Limits)
     sample_rate: float = 0.01
     """Share of queries that are answered again exactly in the background, to measure recall; 0 switches it off."""
+    scorers: Mapping[str, object] = field(default_factory=dict)
+    """What ``rerank`` may name: callables ``f(query, texts) -> scores``, or ``ranking.scorer.Scorer``."""
 
 
 class Engine:
@@ -61,7 +66,7 @@ class Engine:
     def open(cls, path: str | Path, *, options: EngineOptions | None = None) -> Self:
         """Open or create a data directory. Raises :class:`Locked` when another process holds it."""
         options = options or EngineOptions()
-        return cls(Catalog(Path(path), limits=options.limits, sample_rate=options.sample_rate))
+        return cls(Catalog(Path(path), limits=options.limits, sample_rate=options.sample_rate, scorers=options.scorers))
 
     def close(self) -> None:
         """Finish what is written, stop background work, release the directory."""
@@ -81,7 +86,8 @@ class Engine:
             "name": "nearfield",
             "version": VERSION,
             "limits": self._limits.to_wire(),
-            "features": ["frame", "filters", "facet", "jobs"],
+            "features": ["frame", "filters", "facet", "jobs", "rerank"],
+            "scorers": [each["name"] for each in self._catalog.scorers.to_wire()],
         }
 
     def ready(self) -> Json:
@@ -111,6 +117,7 @@ class Engine:
                 }
                 for c in self._catalog.list()
             ],
+            "scorers": self._catalog.scorers.to_wire(),
             "jobs": {state: sum(j.state == state for j in jobs) for state in ("running", "queued")},
         }
 
@@ -270,6 +277,10 @@ class Engine:
         start = time.perf_counter()
         collection = self._catalog.get(name)
         query = parse_query(body, schema=collection.schema, limits=self._limits)
+        if query.rerank is not None:
+            reply = rerank_query(collection, query, query.rerank)
+            reply["meta"]["ms"] = round((time.perf_counter() - start) * 1e3, 3)
+            return reply
         answer = collection.search(query)
         estimate = round(answer.report.recall, 4) if query.size else None
         meta: Json = {
@@ -320,6 +331,32 @@ class Engine:
     def quality(self, name: str) -> Json:
         return describing.quality(self._catalog.get(name))
 
+    # ------------------------------------------------------------------ rerankers
+
+    def list_rerankers(self, name: str) -> Json:
+        """Every reranker of a collection."""
+        rerankers = self._catalog.get(name).rerankers
+        return {"rerankers": [rerankers.describe(each) for each in rerankers.names()]}
+
+    def get_reranker(self, name: str, reranker: str) -> Json:
+        """State, calls and cost of one."""
+        return self._catalog.get(name).rerankers.describe(check_name(reranker, at="reranker"))
+
+    def put_reranker(self, name: str, reranker: str, body: Body) -> Json:
+        """Start or resume the job that scores anchor queries, or (``dry_run``) only say what it will cost."""
+        collection = self._catalog.get(name)
+        return fitting.put(collection, check_name(reranker, at="reranker"), body, limits=self._limits)
+
+    def drop_reranker(self, name: str, reranker: str) -> Json:
+        self._catalog.get(name).rerankers.drop(check_name(reranker, at="reranker"))
+        return {"dropped": True}
+
+    def scored_pairs(self, name: str, body: Body | None = None) -> Json:
+        """A page of scored pairs, to train a smaller model on."""
+        return scored_pairs(self._catalog.get(name), body or {}, limits=self._limits)
+
+    # ------------------------------------------------------------------ jobs
+
     def list_jobs(self) -> Json:
         return {"jobs": [job.to_wire() for job in self._catalog.maintenance.jobs.list()]}
 
@@ -327,7 +364,11 @@ class Engine:
         return self._catalog.maintenance.jobs.get(job_id).to_wire()
 
     def cancel_job(self, job_id: str) -> Json:
-        return self._catalog.maintenance.jobs.cancel(job_id).to_wire()
+        job = self._catalog.maintenance.jobs.cancel(job_id)
+        for collection in self._catalog.list():
+            if collection.name == job.collection:
+                collection.rerankers.note_cancel(job)
+        return job.to_wire()
 
 
 def _given(body: Body, key: str, default: Any) -> Any:

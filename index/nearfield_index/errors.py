@@ -99,3 +99,9 @@ class Locked(NearfieldError):
     """Another process holds the data directory."""
 
     default_code = "locked"
+
+
+class ScorerFailed(NearfieldError):
+    """An expensive scorer cannot be reached or answers nonsense, and nothing was scored."""
+
+    default_code = "scorer_failed"

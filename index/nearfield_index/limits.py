@@ -27,6 +27,15 @@ class Limits:
     attribute_names: int = 4_096
     """Distinct attribute names of a collection, nested ones by their dotted name."""
     text_bytes: int = 1024 * 1024
+    rerank_calls: int = 10_000
+    """Queries x budget of one request with ``rerank``."""
+    rerank_query_bytes: int = 16 * 1024
+    rerank_anchors: int = 2_000
+    """Anchor queries of one reranker."""
+    logged_pairs: int = 1_000_000
+    """Scored pairs of queries that a collection keeps for training; 0 keeps none."""
+    rerankers: int = 16
+    """Of one collection."""
     scan_page: int = 10_000
     facet_values: int = 10_000
     waiting_writes: int = 256

@@ -20,10 +20,11 @@ _LAST = 9
 
 
 class Maintenance:
-    """One thread and its queue. Nothing else in the engine runs threads."""
+    """One thread and its queue. Beside these, only scorers have threads (``ranking.dispatch``)."""
 
-    def __init__(self) -> None:
-        self.jobs = JobBook()
+    def __init__(self, jobs: JobBook | None = None) -> None:
+        """``jobs``: the book of another worker, where both show their jobs in one."""
+        self.jobs = JobBook() if jobs is None else jobs
         self._queue: queue.PriorityQueue[tuple[int, int, Job | None, Work | None]] = queue.PriorityQueue(_MOST_QUEUED)
         self._order = itertools.count()
         self._lock = threading.Lock()

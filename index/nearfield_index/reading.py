@@ -19,7 +19,11 @@ Json = dict[str, Any]
 
 def point_to_wire(point: StoredPoint, selection: Selection, vectors: Mapping[str, Mapping[int, Any]]) -> Json:
     """One stored point with what was selected of it."""
-    found: Json = {"id": point.id}
+    return selected({"id": point.id}, point, selection, vectors)
+
+
+def selected(found: Json, point: StoredPoint, selection: Selection, vectors: Mapping[str, Mapping[int, Any]]) -> Json:
+    """``found`` with what was selected of a stored point added."""
     _add_selected(found, point, selection, vectors)
     return found
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,8 +25,10 @@ class NearfieldRest(NearfieldTarget):
 
     name: ClassVar[str] = "nearfield-rest"
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] | None = None) -> None:
+        """``settings`` by the names of their environment variables, without the prefix."""
         super().__init__()
+        self._settings = dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._log = Path()
 
@@ -36,6 +39,7 @@ class NearfieldRest(NearfieldTarget):
         # settings of another installation must not change what is measured
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
         environment[f"{_PREFIX}DRAIN_DELAY"] = "0"  # nobody else need notice that it stops
+        environment |= {f"{_PREFIX}{name}": value for name, value in self._settings.items()}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         return nearfield.connect(self._address(self._process), timeout=600.0)

@@ -43,8 +43,14 @@ class NearfieldTarget(ABC):
     def connect(self, directory: Path) -> nearfield.Client:
         """A client of a Nearfield whose data lie in this directory."""
 
-    def load(self, ids: Integers, vectors: Floats, attributes: Mapping[str, NDArray[Any]]) -> None:
-        self.collection.upsert(ids, vectors, attributes=dict(attributes) or None, progress=False)
+    def load(
+        self,
+        ids: Integers,
+        vectors: Floats,
+        attributes: Mapping[str, NDArray[Any]],
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        self.collection.upsert(ids, vectors, attributes=dict(attributes) or None, text=texts, progress=False)
 
     def optimize(self, queries: Floats | None = None) -> None:
         sample = None if queries is None or not len(queries) else queries

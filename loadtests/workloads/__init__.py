@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loadtests.workloads import batch, churn, hybrid, ingest, layout, monitor, overhead, recall
+from loadtests.workloads import (
+    batch,
+    churn,
+    hybrid,
+    ingest,
+    layout,
+    monitor,
+    overhead,
+    recall,
+    scorer,
+    scorer_latency,
+)
 from loadtests.workloads.bench import Bench
 
 WORKLOADS: dict[str, Callable[[Bench], None]] = {
@@ -14,6 +25,8 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "overhead": overhead.run,
     "hybrid": hybrid.run,
     "batch": batch.run,
+    "scorer": scorer.run,
+    "scorer-latency": scorer_latency.run,
     "monitor": monitor.run,
     "layout": layout.run,
 }

@@ -76,9 +76,9 @@ def run(bench: Bench) -> None:
         theirs = FilteredFaiss(bench.corpus.base, bench.corpus.metric, kinds=(*TUNED, "flat"), say=bench.say)
         matches = _Matches(bench, target, theirs)
         with one_thread():
-            for shape, ranks in columns.items():
+            for shape, values in columns.items():
                 for selectivity in bench.options.selectivity:
-                    matches.measure(Cell(shape, selectivity, ranks, np.argsort(ranks)))
+                    matches.measure(Cell(shape, selectivity, values, np.argsort(values)))
 
 
 class _Matches:

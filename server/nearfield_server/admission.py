@@ -15,7 +15,7 @@ from nearfield_server.errors import Problem, overloaded
 from nearfield_server.settings import Admission as AdmissionSettings
 
 Result = TypeVar("Result")
-LaneName = Literal["search", "write", "control"]
+LaneName = Literal["search", "rerank", "write", "control"]
 
 WRITE_THREADS = 32
 """Writers block until their group is committed, so many of them share one sync."""
@@ -130,7 +130,8 @@ class Lane:
 
 
 class Admission:
-    """Three lanes: searches and other reads, writes, and small calls that must work while those are full."""
+    """Four lanes: searches and other reads, searches that wait for a scorer, writes, and small calls that must work
+    while those are full."""
 
     def __init__(self, settings: AdmissionSettings) -> None:
         self.body_timeout = settings.body_timeout
@@ -143,6 +144,15 @@ class Admission:
                 max_bytes=settings.search_bytes,
                 status=503,
                 threads=settings.searches,
+            ),
+            "rerank": Lane(
+                "rerank",
+                at_work=settings.reranks,
+                waiting=settings.rerank_queue,
+                patience=settings.queue_timeout,
+                max_bytes=settings.search_bytes,
+                status=503,
+                threads=settings.reranks,
             ),
             "write": Lane(
                 "write",

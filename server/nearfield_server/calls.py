@@ -17,6 +17,8 @@ from nearfield_server.metrics import Metrics
 from nearfield_server.service import Service, service_of
 
 Work = Callable[[Engine, Body], Reply]
+_RERANK = b'"rerank"'
+
 Outcome = Callable[[Reply], tuple[int, dict[str, str]]]
 
 
@@ -66,7 +68,14 @@ async def call(
             if raw and kind is None:
                 raise unsupported_type(frames=frames)
         turn = _Turn(service, work, raw, kind or "json", service.metrics if staged else None)
-        reply, payload = await entrance.run(turn, request.is_disconnected)
+        reranked = staged and _RERANK in raw
+        if not reranked:
+            reply, payload = await entrance.run(turn, request.is_disconnected)
+    if reranked:  # it waits for a scorer, and must not hold a permit that plain searches need
+        entrance = service.admission.lane("rerank")
+        async with entrance.place() as place:
+            place.hold(len(raw))
+            reply, payload = await entrance.run(turn, request.is_disconnected)
     status, headers = outcome(reply)
     return Response(payload, status, headers, JSON_TYPE)
 

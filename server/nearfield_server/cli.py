@@ -71,6 +71,10 @@ def query(
     where: Annotated[str | None, typer.Option("--filter", help="Filter as JSON.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every point.")] = False,
     recall: Annotated[float | None, typer.Option(help="Share of true neighbours to aim at.")] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(help='Search under a scorer, as JSON: {"scorer": "relevance", "query": "text", "budget": 100}.'),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = HERE,
     api_key: ApiKey = None,
@@ -80,7 +84,7 @@ def query(
     from nearfield_server.commands.querying import Question, run
     from nearfield_server.commands.target import Target
 
-    question = Question(vector=vector, point=point, k=k, where=where, exact=exact, recall=recall)
+    question = Question(vector=vector, point=point, k=k, where=where, exact=exact, recall=recall, rerank=rerank)
     run(Target(url, api_key, data), collection, question, as_json=as_json)
 
 
@@ -108,6 +112,68 @@ def optimize(
     from nearfield_server.commands.target import Target
 
     run(Target(url, api_key, data), collection, workload)
+
+
+reranker = typer.Typer(help="Rerankers: what a scorer thinks of all points.", no_args_is_help=True)
+app.add_typer(reranker, name="reranker")
+Reranker = Annotated[str, typer.Argument(help="Name of the reranker.")]
+
+
+@reranker.command("fit")
+def fit_reranker(
+    collection: Collection,
+    name: Reranker,
+    scorer: Annotated[str, typer.Option(help="Scorer of the server's configuration.")],
+    log: Annotated[int | None, typer.Option(help="So many anchor queries of those seen so far.")] = None,
+    anchors: Annotated[
+        Path | None, typer.Option(help="Parquet file of anchor queries with columns text and vector.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Choose so many of the file's queries.")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Only tell what it would cost.")] = False,
+    url: Url = HERE,
+    api_key: ApiKey = None,
+) -> None:
+    """Score all points under anchor queries and wait for it; without --log or --anchors go on with those it has."""
+    from nearfield_server.commands.rerankers import fit
+    from nearfield_server.commands.target import Target
+
+    fit(Target(url, api_key), collection, name, scorer, log=log, anchors=anchors, count=count, cost=cost)
+
+
+@reranker.command("show")
+def show_reranker(collection: Collection, url: Url = HERE, api_key: ApiKey = None) -> None:
+    """Show the rerankers of a collection: state, calls, cost."""
+    from nearfield_server.commands.rerankers import show
+    from nearfield_server.commands.target import Target
+
+    show(Target(url, api_key), collection)
+
+
+@reranker.command("drop")
+def drop_reranker(collection: Collection, name: Reranker, url: Url = HERE, api_key: ApiKey = None) -> None:
+    """Delete a reranker and everything that was scored for it."""
+    from nearfield_server.commands.rerankers import drop
+    from nearfield_server.commands.target import Target
+
+    drop(Target(url, api_key), collection, name)
+
+
+@reranker.command("pairs")
+def export_pairs(
+    collection: Collection,
+    file: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    name: Annotated[
+        str | None, typer.Option("--reranker", help="Pairs of its anchor queries, not those of queries.")
+    ] = None,
+    url: Url = HERE,
+    api_key: ApiKey = None,
+    data: Data = None,
+) -> None:
+    """Write scored pairs of queries and points to Parquet, to train a smaller model on."""
+    from nearfield_server.commands.rerankers import export
+    from nearfield_server.commands.target import Target
+
+    export(Target(url, api_key, data), collection, file, name)
 
 
 @app.command()

@@ -103,6 +103,7 @@ class EngineCollector(Collector):
         for state in ("running", "queued"):
             jobs.add_metric([state], float(stats["jobs"][state]))
         yield jobs
+        yield from _per_scorer(stats.get("scorers", []))
         yield GaugeMetricFamily("nearfield_collections", "Collections", value=float(len(collections)))
 
 
@@ -121,6 +122,19 @@ def _per_collection(collections: list[dict[str, Any]]) -> Iterator[Metric]:
         for collection in collections:
             if key in collection:
                 metric.add_metric([collection["name"]], float(collection[key]))
+        yield metric
+
+
+def _per_scorer(scorers: list[dict[str, Any]]) -> Iterator[Metric]:
+    families = [
+        ("calls", "nearfield_scorer_calls", "Calls of a scorer"),
+        ("pairs", "nearfield_scorer_pairs", "Pairs sent to a scorer"),
+        ("failures", "nearfield_scorer_failures", "Calls of a scorer that failed, wholly or in part"),
+    ]
+    for key, family, text in families:
+        metric = CounterMetricFamily(family, text, labels=["scorer"])
+        for scorer in scorers:
+            metric.add_metric([scorer["name"]], float(scorer[key]))
         yield metric
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -47,6 +47,10 @@ class Limits(BaseModel):
     max_filter_values: Positive = 10_000
     max_attribute_bytes: Positive = 64 * 1024
     max_text_bytes: Positive = MEBIBYTE
+    max_rerank_calls: Positive = 10_000
+    """Queries x budget of one request."""
+    max_logged_pairs: Annotated[int, Field(ge=0)] = 1_000_000
+    """Scored pairs that a collection keeps for training; 0 keeps none."""
     max_scan_page: Positive = 10_000
 
     def for_engine(self) -> dict[str, int]:
@@ -65,10 +69,58 @@ class Admission(BaseModel):
     search_queue: Annotated[int, Field(ge=0)] = 64
     queue_timeout: Seconds = 5.0
     search_bytes: Positive = 256 * MEBIBYTE
+    reranks: Positive = 32
+    """Queries that may wait for a scorer at once; they hold up no other search."""
+    rerank_queue: Annotated[int, Field(ge=0)] = 64
     writes: Positive = 256
     write_bytes: Positive = 64 * MEBIBYTE
     body_timeout: Seconds = 10.0
     """Longest silence within a request body."""
+
+
+class ScorerSettings(BaseModel):
+    """One expensive relevance model that queries may name in ``rerank``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["tei", "cohere", "jina", "pairs", "onnx", "sentence-transformers", "late-interaction"]
+    url: str | None = None
+    """Of the endpoint (tei, cohere, jina, pairs)."""
+    model: str | None = None
+    """Directory or name of the model; with cohere and jina the name that is sent."""
+    version: str | None = None
+    """Changes with the weights: scores of another version are never mixed with these."""
+    api_key: SecretStr | None = None
+    body: dict[str, Any] = {}
+    """Added to every request of an HTTP scorer."""
+    options: dict[str, Any] = {}
+    """Of a model in this process: max_length, threads, device, query_prefix, item_prefix."""
+    max_batch: Positive | None = None
+    max_in_flight: Positive | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=3_600)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, le=3_600)] | None = None
+    retries: Annotated[int, Field(ge=0, le=10)] | None = None
+    retry_wait_s: Annotated[float, Field(ge=0, le=60)] | None = None
+    max_waiting: Positive | None = None
+    cache_entries: Annotated[int, Field(ge=0)] | None = None
+    linger_s: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        served = self.kind in ("tei", "cohere", "jina", "pairs")
+        if served and self.url is None:
+            raise ValueError(f"a scorer of kind {self.kind} needs a url")
+        if not served and (self.model is None or self.url is not None):
+            raise ValueError(f"a scorer of kind {self.kind} needs a model and no url")
+        if served and self.options:
+            raise ValueError("options are for models in this process; use body")
+        return self
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Those limits that are set; the others are the scorer's own."""
+        names = "max_batch max_in_flight timeout_s deadline_s retries retry_wait_s max_waiting cache_entries linger_s"
+        return {name: value for name in names.split() if (value := getattr(self, name)) is not None}
 
 
 class Settings(BaseSettings):
@@ -89,6 +141,8 @@ class Settings(BaseSettings):
     admission: Admission = Admission()
     recall_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of queries answered again exactly in the background, to measure recall; 0 switches it off."""
+    scorers: dict[str, ScorerSettings] = {}
+    """Expensive relevance models by name."""
     metrics_public: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"

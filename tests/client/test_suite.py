@@ -13,6 +13,7 @@ import pytest
 
 import nearfield
 from nearfield import F, aio, ids
+from scoring import near_each
 
 RNG = np.random.default_rng(7)
 DIM = 8
@@ -58,12 +59,16 @@ def nf(request: pytest.FixtureRequest) -> Iterator[Any]:
     where = "server_url" if "http" in request.param else "engine_dir"
     address = request.getfixturevalue(where)
     if not request.param.startswith("async"):
-        with nearfield.connect(address) if where == "server_url" else nearfield.open(address) as client:
+        with (
+            nearfield.connect(address)
+            if where == "server_url"
+            else nearfield.open(address, scorers={"near": near_each}) as client
+        ):
             yield client
         return
     with asyncio.Runner() as runner:
-        opener = aio.connect if where == "server_url" else aio.open
-        client = runner.run(opener(address))
+        opening = aio.connect(address) if where == "server_url" else aio.open(address, scorers={"near": near_each})
+        client = runner.run(opening)
         yield Blocking(client, runner)
         runner.run(client.close())
 
@@ -283,6 +288,47 @@ def test_optimize_takes_a_workload(nf, col):
     with pytest.raises(nearfield.InvalidRequest) as caught:
         col.optimize(workload={"filters": [{"color": {"nope": 1}}]})
     assert caught.value.field == "workload.filters[0].color.nope"
+
+
+@pytest.fixture
+def priced(nf, name):
+    col = nf.create(name, dim=DIM, metric="l2")
+    attributes = {"color": COLORS, "price": PRICES}
+    col.upsert(np.arange(60), X, attributes=attributes, text=[f"price {price}" for price in PRICES])
+    return col
+
+
+def test_search_under_a_scorer(priced):
+    hits = priced.query(X[0], k=3, rerank={"scorer": "near", "query": "near 17", "budget": 60}, explain=True)
+    assert hits.ids.tolist() == [17, 16, 18]
+    np.testing.assert_allclose(hits.scores, [-0.1, -0.9, -1.1])
+    assert hits[0].base_score == pytest.approx(-float(np.linalg.norm(X[0] - X[17])), rel=1e-5)
+    told = hits.meta["rerank"]
+    assert (told["calls"] + told["cached"], told["partial"], told["method"]) == (60, False, "axn")
+    assert len(told["per_round"]) == told["rounds"] == 5
+    red = {"scorer": "near", "query": ["near 17", "near 40"], "budget": 20}
+    many = priced.query(X[:2], k=2, where=F.color == "red", rerank=red)
+    assert many.ids.tolist() == [[18, 15], [39, 42]]
+    assert priced.query(X[0], k=1)[0].base_score is None
+    with pytest.raises(nearfield.NotFound):
+        priced.query(X[0], rerank={"scorer": "far", "query": "near 1"})
+
+
+def test_a_reranker_from_start_to_end(priced):
+    given = {"texts": [f"near {n}" for n in range(0, 60, 5)], "anchors": X[:12]}
+    assert priced.reranker_cost("r", "near", **given)["calls_left"] == 720
+    assert priced.fit_reranker("r", "near", **given, timeout=60).state == "done"
+    state = priced.reranker("r")
+    assert (state["ready"], state["scored"], state["calls_left"]) == (True, 60, 0)
+    assert [each["name"] for each in priced.rerankers()] == ["r"]
+    hits = priced.query(X[0], k=3, rerank={"reranker": "r", "query": "near 33", "budget": 30})
+    assert hits.ids.tolist() == [33, 32, 34]
+    pairs = list(priced.pairs())
+    assert len(pairs) == 30
+    assert {pair["query"] for pair in pairs} == {"near 33"}
+    assert len(list(priced.pairs(reranker="r", page=100))) == 720
+    assert priced.drop_reranker("r")
+    assert priced.rerankers() == []
 
 
 def test_alter_adds(col):

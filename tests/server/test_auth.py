@@ -44,7 +44,7 @@ CALLERS: dict[str, tuple[dict[str, str], Scope]] = {
 }
 
 
-READING_POSTS = ("/points/get", "/points/count", "/points/scan", "/facet", "/query")
+READING_POSTS = ("/points/get", "/points/count", "/points/scan", "/facet", "/query", "/pairs")
 OPEN_TO_ALL = ("/livez", "/healthz", "/readyz", "/openapi.json", "/docs")
 
 
@@ -68,7 +68,7 @@ def guarded(serve_here: Callable[..., TestClient]) -> TestClient:
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
 def test_matrix(guarded: TestClient, method: str, path: str, scope: Scope) -> None:
-    address = path.format(name="nowhere", job="nothing")
+    address = path.format(name="nowhere", job="nothing", reranker="none")
     for caller, (headers, granted) in CALLERS.items():
         # A body that cannot be parsed: whoever may not pass must not get as far as an answer about it.
         reply = guarded.request(method, address, headers=headers | {"content-type": "application/json"}, content=b"{")

@@ -31,6 +31,7 @@ from nearfield.errors import (
     NotFound,
     OutOfSpace,
     ReadOnly,
+    ScorerFailed,
     ServerFailed,
     StorageFailed,
     TooLarge,
@@ -41,6 +42,8 @@ from nearfield.filters import Expression, F, ids
 from nearfield.results import FacetValue, Hit, Hits, Job, ManyHits, Point, ScanPage, UpsertResult
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nearfield import aio
     from nearfield.aio import AsyncClient, AsyncCollection
 
@@ -73,6 +76,7 @@ __all__ = [
     "Point",
     "ReadOnly",
     "ScanPage",
+    "ScorerFailed",
     "ServerFailed",
     "StorageFailed",
     "TooLarge",
@@ -106,15 +110,17 @@ def connect(
     return Client(HttpTransport(options))
 
 
-def open(path: str | os.PathLike[str]) -> Client:
+def open(path: str | os.PathLike[str], *, scorers: Mapping[str, object] | None = None) -> Client:
     """Open (or create) the data directory ``path`` with the engine in this process.
 
+    ``scorers`` are what ``query(rerank={"scorer": name, ..})`` may name: functions ``f(query, texts)`` that return one
+    score a text, or objects as in ``nearfield.scorers``.
     The directory stays locked until the client is closed. Raises Locked if another process holds it, and
     ImportError, naming the extra to install, without the engine.
     """
     from nearfield.local import LocalTransport
 
-    return Client(LocalTransport(path))
+    return Client(LocalTransport(path, scorers))
 
 
 def __getattr__(name: str) -> Any:

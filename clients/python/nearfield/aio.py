@@ -24,11 +24,11 @@ async def connect(url: str, **options: Any) -> AsyncClient:
     return AsyncClient(AsyncHttpTransport(HttpOptions.of(url, **options)))
 
 
-async def open(path: str | os.PathLike[str]) -> AsyncClient:
+async def open(path: str | os.PathLike[str], *, scorers: Mapping[str, object] | None = None) -> AsyncClient:
     """Return a client of the engine in this process, whose calls run in threads. See ``nearfield.open``."""
     from nearfield.local import AsyncLocalTransport, LocalTransport
 
-    return AsyncClient(AsyncLocalTransport(await asyncio.to_thread(LocalTransport, path)))
+    return AsyncClient(AsyncLocalTransport(await asyncio.to_thread(LocalTransport, path, scorers)))
 
 
 class AsyncClient:
@@ -243,12 +243,15 @@ class AsyncCollection:
         after: int | None = None,
         timeout_ms: int | None = None,
         explain: bool = False,
+        rerank: Mapping[str, Any] | None = None,
     ) -> Any:
         """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
 
         ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
         top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
-        ``plans``.
+        ``plans``. ``rerank={"scorer": name, "query": text, "budget": 100}`` searches under an expensive scorer
+        (``{"reranker": name, ..}`` under one with a fitted reranker): hits then carry ``base_score``, and
+        ``meta["rerank"]`` what it cost.
         """
         return await self.run(
             operations.query(
@@ -268,6 +271,7 @@ class AsyncCollection:
                 after=after,
                 timeout_ms=timeout_ms,
                 explain=explain,
+                rerank=rerank,
             )
         )
 
@@ -302,6 +306,84 @@ class AsyncCollection:
         """
         job = await self.run(operations.optimize(self.name, queries=queries, workload=workload))
         return await self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    async def fit_reranker(
+        self,
+        name: str,
+        scorer: str,
+        *,
+        texts: Sequence[str] | None = None,
+        anchors: Any = None,
+        log: int | None = None,
+        count: int | None = None,
+        field: str | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        progress: ProgressOption = None,
+    ) -> Job:
+        """Teach a reranker: score every point under anchor queries, as a job that resumes when asked again.
+
+        Anchor queries are ``texts`` with their vectors ``anchors`` (n, d), of which ``count`` are chosen, or ``log``
+        of the reranked queries seen so far. Without either, the reranker goes on with those it has: points written
+        since then are scored. ``reranker_cost`` tells the price before.
+        """
+        job = await self.run(
+            operations.put_reranker(
+                self.name, name, scorer, texts=texts, anchors=anchors, log=log, count=count, field=field
+            )
+        )
+        return await self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    async def reranker_cost(
+        self,
+        name: str,
+        scorer: str,
+        *,
+        texts: Sequence[str] | None = None,
+        anchors: Any = None,
+        log: int | None = None,
+        count: int | None = None,
+        field: str | None = None,
+    ) -> dict[str, Any]:
+        """Return what ``fit_reranker`` would cost: ``calls_left`` and, as the scorer's speed is measured for this with
+        one batch, ``seconds_left``."""
+        return await self.run(
+            operations.put_reranker(
+                self.name,
+                name,
+                scorer,
+                texts=texts,
+                anchors=anchors,
+                log=log,
+                count=count,
+                field=field,
+                dry_run=True,
+            )
+        )
+
+    async def reranker(self, name: str) -> dict[str, Any]:
+        """Return the state of a reranker: progress, calls, cost, error."""
+        return await self.run(operations.get_reranker(self.name, name))
+
+    async def rerankers(self) -> list[dict[str, Any]]:
+        """Return the state of every reranker."""
+        return await self.run(operations.list_rerankers(self.name))
+
+    async def drop_reranker(self, name: str) -> bool:
+        """Delete a reranker with everything that was scored for it."""
+        return await self.run(operations.drop_reranker(self.name, name))
+
+    async def pairs(self, *, reranker: str | None = None, page: int = 1000) -> AsyncIterator[dict[str, Any]]:
+        """Iterate over scored pairs (``query``, ``id``, ``text``, ``score``, ``scorer``, ``version``), to train a
+        smaller model on: those of queries, or with ``reranker`` those of its anchor queries with every point."""
+        cursor = None
+        while True:
+            reply = await self.run(operations.scored_pairs(self.name, reranker=reranker, limit=page, cursor=cursor))
+            for pair in reply["pairs"]:
+                yield pair
+            cursor = reply["next_cursor"]
+            if cursor is None:
+                return
 
     async def quality(self) -> dict[str, Any]:
         """Return measured recall and other properties of the collection."""

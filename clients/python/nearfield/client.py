@@ -227,12 +227,15 @@ class Collection:
         after: int | None = None,
         timeout_ms: int | None = None,
         explain: bool = False,
+        rerank: Mapping[str, Any] | None = None,
     ) -> Any:
         """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
 
         ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
         top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
-        ``plans``.
+        ``plans``. ``rerank={"scorer": name, "query": text, "budget": 100}`` searches under an expensive scorer
+        (``{"reranker": name, ..}`` under one with a fitted reranker): hits then carry ``base_score``, and
+        ``meta["rerank"]`` what it cost.
         """
         return self.run(
             operations.query(
@@ -252,6 +255,7 @@ class Collection:
                 after=after,
                 timeout_ms=timeout_ms,
                 explain=explain,
+                rerank=rerank,
             )
         )
 
@@ -286,6 +290,83 @@ class Collection:
         """
         job = self.run(operations.optimize(self.name, queries=queries, workload=workload))
         return self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    def fit_reranker(
+        self,
+        name: str,
+        scorer: str,
+        *,
+        texts: Sequence[str] | None = None,
+        anchors: Any = None,
+        log: int | None = None,
+        count: int | None = None,
+        field: str | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+        progress: ProgressOption = None,
+    ) -> Job:
+        """Teach a reranker: score every point under anchor queries, as a job that resumes when asked again.
+
+        Anchor queries are ``texts`` with their vectors ``anchors`` (n, d), of which ``count`` are chosen, or ``log``
+        of the reranked queries seen so far. Without either, the reranker goes on with those it has: points written
+        since then are scored. ``reranker_cost`` tells the price before.
+        """
+        job = self.run(
+            operations.put_reranker(
+                self.name, name, scorer, texts=texts, anchors=anchors, log=log, count=count, field=field
+            )
+        )
+        return self.client.wait(job, timeout=timeout, progress=progress) if wait else job
+
+    def reranker_cost(
+        self,
+        name: str,
+        scorer: str,
+        *,
+        texts: Sequence[str] | None = None,
+        anchors: Any = None,
+        log: int | None = None,
+        count: int | None = None,
+        field: str | None = None,
+    ) -> dict[str, Any]:
+        """Return what ``fit_reranker`` would cost: ``calls_left`` and, as the scorer's speed is measured for this with
+        one batch, ``seconds_left``."""
+        return self.run(
+            operations.put_reranker(
+                self.name,
+                name,
+                scorer,
+                texts=texts,
+                anchors=anchors,
+                log=log,
+                count=count,
+                field=field,
+                dry_run=True,
+            )
+        )
+
+    def reranker(self, name: str) -> dict[str, Any]:
+        """Return the state of a reranker: progress, calls, cost, error."""
+        return self.run(operations.get_reranker(self.name, name))
+
+    def rerankers(self) -> list[dict[str, Any]]:
+        """Return the state of every reranker."""
+        return self.run(operations.list_rerankers(self.name))
+
+    def drop_reranker(self, name: str) -> bool:
+        """Delete a reranker with everything that was scored for it."""
+        return self.run(operations.drop_reranker(self.name, name))
+
+    def pairs(self, *, reranker: str | None = None, page: int = 1000) -> Iterator[dict[str, Any]]:
+        """Iterate over scored pairs (``query``, ``id``, ``text``, ``score``, ``scorer``, ``version``), to train a
+        smaller model on: those of queries, or with ``reranker`` those of its anchor queries with every point."""
+        cursor = None
+        while True:
+            reply = self.run(operations.scored_pairs(self.name, reranker=reranker, limit=page, cursor=cursor))
+            yield from reply["pairs"]
+            cursor = reply["next_cursor"]
+            if cursor is None:
+                return
 
     def quality(self) -> dict[str, Any]:
         """Return measured recall and other properties of the collection."""

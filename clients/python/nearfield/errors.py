@@ -12,6 +12,7 @@ Error
 |-- DeadlineExceeded   408        the call's own ``timeout_ms`` ran out
 |-- ReadOnly           503        the store stopped taking writes
 |-- StorageFailed      503        the disk refused an operation
+|-- ScorerFailed       502        an expensive scorer failed and nothing was scored
 |-- Unavailable        502, 503, 504   the server, or a proxy before it, cannot answer now
 |-- OutOfSpace         507        the disk is full
 |-- Corrupt            500        stored bytes do not match their checksum
@@ -131,6 +132,12 @@ class StorageFailed(Unavailable):
     default_code = "storage_failed"
 
 
+class ScorerFailed(Unavailable):
+    """An expensive scorer cannot be reached or answers nonsense, and nothing was scored."""
+
+    default_code = "scorer_failed"
+
+
 class OutOfSpace(Error):
     """The disk is full; the write did not happen. Reads and deletes go on."""
 
@@ -177,12 +184,13 @@ TABLE: dict[str, tuple[int, type[Error]]] = {
     "ReadOnly": (503, ReadOnly),
     "StorageFailed": (503, StorageFailed),
     "OutOfSpace": (507, OutOfSpace),
+    "ScorerFailed": (502, ScorerFailed),
     "Corrupt": (500, Corrupt),
 }
 
 # Codes that choose a class where several share one status.
 _BY_CODE: dict[str, type[Error]] = {
-    each.default_code: each for each in (Locked, Busy, ReadOnly, StorageFailed, Corrupt, DeadlineExceeded)
+    each.default_code: each for each in (Locked, Busy, ReadOnly, StorageFailed, ScorerFailed, Corrupt, DeadlineExceeded)
 }
 
 _BY_STATUS: dict[int, type[Error]] = {

@@ -122,11 +122,12 @@ def _headers(reply: httpcore2.Response) -> dict[str, str]:
 def encode(operation: Operation[Any], *, framed: bool) -> dict[str, Any]:
     """Return an operation as ``method``, ``url`` (a path) and, with a body, ``content`` and ``headers``."""
     method, template = operations.ROUTES[operation.call]
-    if operation.target in ("", ".", ".."):  # a URL would lose these, and lead to another call
+    names = [each for each in (operation.target, operation.part) if each is not None]
+    if not {"", ".", ".."}.isdisjoint(names):  # a URL would lose these, and lead to another call
         raise errors.InvalidRequest("that is no name", code="bad_name", field="name")
     request: dict[str, Any] = {
         "method": method,
-        "url": template.format(quote(operation.target or "", safe="")),
+        "url": template.format(*(quote(each, safe="") for each in names)),
     }
     if operation.body is not None:
         if framed and operation.call in _FRAMED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from nearfield import errors
@@ -18,14 +19,14 @@ class LocalTransport:
 
     window = 1  # one writer per directory: a second request under way would only wait
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], scorers: Mapping[str, object] | None = None) -> None:
         self.name = os.fspath(path)
-        self._engine = _open_engine(self.name)
+        self._engine = _open_engine(self.name, scorers or {})
         # a client that is dropped without close() must not keep the directory locked
         self._close = weakref.finalize(self, self._engine.close)
 
     def run(self, operation: Operation[T]) -> T:
-        arguments = [each for each in (operation.target, operation.body) if each is not None]
+        arguments = [each for each in (operation.target, operation.part, operation.body) if each is not None]
         if not self._close.alive:
             raise errors.closed()
         try:
@@ -56,13 +57,13 @@ class AsyncLocalTransport:
         await asyncio.to_thread(self._inner.close)
 
 
-def _open_engine(path: str) -> Any:
+def _open_engine(path: str, scorers: Mapping[str, object]) -> Any:
     try:
-        from nearfield_index.engine import Engine
+        from nearfield_index.engine import Engine, EngineOptions
     except ImportError as missing:
         raise ImportError('the embedded engine is not installed: pip install "nearfield[embedded]"') from missing
     try:
-        return Engine.open(path)
+        return Engine.open(path, options=EngineOptions(scorers=scorers))
     except _engine_error() as failure:
         raise errors.from_engine(failure) from failure
 

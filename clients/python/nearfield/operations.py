@@ -39,16 +39,21 @@ ROUTES: dict[str, tuple[str, str]] = {
     "query": ("POST", "/v1/collections/{}/query"),
     "optimize": ("POST", "/v1/collections/{}/optimize"),
     "quality": ("GET", "/v1/collections/{}/quality"),
+    "list_rerankers": ("GET", "/v1/collections/{}/rerankers"),
+    "put_reranker": ("PUT", "/v1/collections/{}/rerankers/{}"),
+    "get_reranker": ("GET", "/v1/collections/{}/rerankers/{}"),
+    "drop_reranker": ("DELETE", "/v1/collections/{}/rerankers/{}"),
+    "scored_pairs": ("POST", "/v1/collections/{}/pairs"),
     "list_jobs": ("GET", "/v1/jobs"),
     "get_job": ("GET", "/v1/jobs/{}"),
     "cancel_job": ("DELETE", "/v1/jobs/{}"),
 }
-"""The one table: name of the engine's call -> (HTTP method, path with a place for the target)."""
+"""The one table: name of the engine's call -> (HTTP method, path with places for the target and its part)."""
 
 
 @dataclass(frozen=True)
 class Operation(Generic[T]):
-    """One call: the engine's ``call`` on ``target`` (a collection or job) with ``body``.
+    """One call: the engine's ``call`` on ``target`` (a collection or job), maybe a ``part`` of it, with ``body``.
 
     ``parse`` reads the reply. ``body`` may hold float32 arrays where vectors stand.
     ``idempotent``: repeating it is harmless.
@@ -60,6 +65,7 @@ class Operation(Generic[T]):
     body: dict[str, Any] | None = None
     idempotent: bool = True
     timeout_s: float | None = None
+    part: str | None = None
 
 
 def info() -> Operation[Reply]:
@@ -176,6 +182,7 @@ def query(
     after: int | None = None,
     timeout_ms: int | None = None,
     explain: bool = False,
+    rerank: Mapping[str, Any] | None = None,
 ) -> Operation[Hits | ManyHits]:
     sought, single = _sought(q, ids)
     if where is not None and wheres is not None:
@@ -190,6 +197,7 @@ def query(
         min_score=min_score,
         after=after,
         timeout_ms=timeout_ms,
+        rerank=None if rerank is None else plain(dict(rerank)),
     )
     body.update({key: value for key, value in (("offset", offset), ("exact", exact), ("explain", explain)) if value})
     body.update(_shown(select, with_))
@@ -222,6 +230,45 @@ def _workload(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def quality(name: str) -> Operation[Reply]:
     return Operation("quality", dict, name)
+
+
+def list_rerankers(name: str) -> Operation[list[Reply]]:
+    return Operation("list_rerankers", lambda reply: list(reply["rerankers"]), name)
+
+
+def get_reranker(name: str, reranker: str) -> Operation[Reply]:
+    return Operation("get_reranker", dict, name, part=reranker)
+
+
+def drop_reranker(name: str, reranker: str) -> Operation[bool]:
+    return Operation("drop_reranker", lambda reply: bool(reply["dropped"]), name, idempotent=False, part=reranker)
+
+
+def put_reranker(
+    name: str,
+    reranker: str,
+    scorer: str,
+    *,
+    texts: Sequence[str] | None = None,
+    anchors: Any = None,
+    log: int | None = None,
+    count: int | None = None,
+    field: str | None = None,
+    dry_run: bool = False,
+) -> Operation[Any]:
+    given = _body(
+        texts=None if texts is None else column(texts),
+        vectors=None if anchors is None else vectors.to_matrix(anchors, "anchors"),
+        log=log,
+        count=count,
+    )
+    body = _body(scorer=scorer, field=field, anchors=given or None, dry_run=True if dry_run else None)
+    parse: Callable[[Reply], Any] = (lambda reply: dict(reply["estimate"])) if dry_run else Job.from_wire
+    return Operation("put_reranker", parse, name, body, part=reranker)
+
+
+def scored_pairs(name: str, *, reranker: str | None = None, limit: int, cursor: str | None = None) -> Operation[Reply]:
+    return Operation("scored_pairs", dict, name, _body(reranker=reranker, limit=limit, cursor=cursor))
 
 
 def list_jobs() -> Operation[list[Job]]:

@@ -42,6 +42,8 @@ class Hit(Point):
     """One found point. ``score`` is what the ranking used; higher is better, whatever the metric."""
 
     score: float = float("nan")
+    base_score: float | None = None
+    """The similarity, where ``score`` is a scorer's."""
 
     @classmethod
     def from_wire(cls, row: Reply) -> Hit:
@@ -51,6 +53,7 @@ class Hit(Point):
             row.get("text"),
             _decode_vectors(row),
             float(row["score"]),
+            row.get("base_score"),
         )
 
 

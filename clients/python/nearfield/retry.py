@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from nearfield.errors import Busy, ConnectionFailed, Error, ReadOnly, StorageFailed
+from nearfield.errors import Busy, ConnectionFailed, Error, ReadOnly, ScorerFailed, StorageFailed
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
@@ -87,7 +87,7 @@ def may_retry(failure: Error, idempotent: bool) -> bool:
         return not failure.sent or (idempotent and failure.code != "timeout")
     if isinstance(failure, Busy):
         return True
-    if isinstance(failure, (ReadOnly, StorageFailed)):  # answered as 503, but only an operator can mend it
+    if isinstance(failure, (ReadOnly, StorageFailed, ScorerFailed)):  # only an operator can mend it
         return False
     return idempotent and failure.status in RETRIED_STATUSES
 

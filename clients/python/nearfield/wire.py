@@ -102,6 +102,7 @@ class Info(Reply):
     version: str
     limits: dict[str, int] = Field(description="The largest of everything a request may carry.")
     features: list[str] = Field(examples=[["frame"]])
+    scorers: list[str] = Field([], description="Scorers that `rerank` may name.", examples=[["relevance"]])
 
 
 class VectorField(Request):
@@ -325,6 +326,21 @@ class FacetCounts(Reply):
     warnings: list[str] = []
 
 
+class Rerank(Request):
+    """Search under an expensive scorer: `scorer` (of the server's configuration) or a fitted `reranker`."""
+
+    scorer: Annotated[str | None, Field(examples=["relevance"])] = None
+    reranker: str | None = None
+    query: Annotated[str | list[str], Field(description="The query's text; a list for a batch.")]
+    method: Annotated[
+        Literal["rerank", "axn", "anncur", "adacur", "joint"] | None,
+        Field(description="`axn` by default with a scorer, `joint` with a reranker; `rerank` rescores a fixed list."),
+    ] = None
+    budget: Annotated[int | None, Field(ge=1, description="Points scored per query at most; 100 by default.")] = None
+    rounds: Annotated[int | None, Field(ge=1, le=50, description="5 by default.")] = None
+    prior: Annotated[bool | None, Field(description="Whether similarity counts as evidence; true by default.")] = None
+
+
 class Query(Request):
     """What to search for (exactly one of `vector`, `vectors`, `ids`) and how."""
 
@@ -345,6 +361,7 @@ class Query(Request):
     exact: bool = False
     after: int | None = Field(None, description="Wait until this sequence is visible.")
     timeout_ms: int | None = None
+    rerank: Rerank | None = None
     explain: bool = Field(False, description="Return the plans that were used.")
 
 
@@ -353,6 +370,7 @@ class Hit(Reply):
 
     id: Id
     score: float
+    base_score: float | None = Field(None, description="The similarity, where `score` is a scorer's.")
     attributes: Attributes | None = None
     text: str | None = None
     vectors: dict[str, list[float]] | None = None
@@ -365,6 +383,20 @@ class RecallMeta(Reply):
     estimate: float | None
 
 
+class RerankMeta(Reply):
+    """What the scorer was asked. `calls` were sent to it, `cached` cost none; `partial`: less than the budget."""
+
+    method: str
+    scorer: str
+    calls: int
+    cached: int
+    rounds: int
+    ms: float
+    scorer_ms: float
+    partial: bool
+    per_round: list[dict[str, Any]] | None = None
+
+
 class Meta(Reply):
     """What the answer cost and how good it is."""
 
@@ -372,6 +404,7 @@ class Meta(Reply):
     sequence: int
     warnings: list[str]
     recall: RecallMeta
+    rerank: RerankMeta | None = None
     plans: list[dict[str, Any]] | None = Field(None, description="How each segment answered, when asked for.")
 
 
@@ -397,6 +430,80 @@ class Optimize(Request):
 
     queries: Vectors | None = None
     workload: Workload | None = None
+
+
+class Anchors(Request):
+    """Queries to learn from: `texts` with their `vectors` (of which `count` are chosen), or so many of the `log`."""
+
+    texts: list[str] | None = None
+    vectors: Vectors | None = None
+    count: Annotated[int | None, Field(ge=2)] = None
+    log: Annotated[int | None, Field(ge=2, description="So many of the reranked queries seen so far.")] = None
+
+
+class PutReranker(Request):
+    """Without `anchors`, those the reranker has: points written since are scored, a stopped job goes on."""
+
+    scorer: str
+    field: str | None = None
+    anchors: Anchors | None = None
+    dry_run: bool = Field(False, description="Only tell what it would cost.")
+
+
+class Estimate(Reply):
+    """What is scored and what is left to score."""
+
+    anchors: int | None = None
+    points: int
+    scored: int
+    calls: int
+    calls_left: int
+    pairs_per_second: float | None
+    seconds_left: float | None
+
+
+class Estimated(Reply):
+    """The cost of a job that was not started."""
+
+    estimate: Estimate
+
+
+class Reranker(Estimate):
+    """A reranker: what it is fitted from, how far its job is, whether it serves."""
+
+    name: str
+    state: Literal["ready", "scoring", "interrupted", "cancelled", "failed"]
+    ready: bool = Field(description="Whether queries may name it.")
+    scorer: str
+    scorer_version: str
+    field: str
+    rank: int | None
+    fitted_items: int | None
+    error: str | None
+    job: dict[str, Any] | None
+
+
+class Rerankers(Reply):
+    """All rerankers of a collection."""
+
+    rerankers: list[Reranker]
+
+
+class ReadPairs(Request):
+    """One page; `cursor` is the `next_cursor` of the page before."""
+
+    limit: Annotated[int | None, Field(ge=1, le=10_000)] = None
+    cursor: str | None = None
+    reranker: str | None = Field(None, description="Pairs of this reranker's anchor queries, not those of queries.")
+
+
+class ScoredPairs(Reply):
+    """Pairs that a scorer scored, with the texts it read."""
+
+    pairs: list[dict[str, Any]] = Field(
+        examples=[[{"query": "red shoes", "id": "a", "text": "..", "score": 0.7, "scorer": "s", "version": "1"}]]
+    )
+    next_cursor: str | None
 
 
 class Job(Reply):

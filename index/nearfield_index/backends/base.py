@@ -23,6 +23,11 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 class RowTest(Protocol):
     """Anything that can say whether rows pass, without a bitmap of all of them."""
 
+    @property
+    def share(self) -> float:
+        """The share of all rows that pass, as far as is known."""
+        ...
+
     def test(self, rows: Rows) -> Mask:
         """Whether each of ``rows`` passes: bool, same shape."""
         ...

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from pathlib import Path
 from typing import ClassVar, Self
 
 import faiss
 import numpy as np
 
-from nearfield_index.backends.base import BuildParams, Floats, Rows, RowTest, Space, Step
+from nearfield_index.backends.base import BuildParams, Floats, Lists, Rows, RowTest, Space, Step
 from nearfield_index.backends.exact import nothing, search_flat
 from nearfield_index.bitmap import Bitmap
+
+# Times the effort where the query's own list does not pass, and where the lists around it are thinned out.
+_AWAY = 2
+_DEPLETED = 4
 
 
 class Ivf:
     """Scans the row ranges of the nearest lists; ``effort`` is how many (nprobe)."""
 
     kind: ClassVar[str] = "ivf"
-    efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     is_graph: ClassVar[bool] = False
 
     def __init__(self, space: Space) -> None:
@@ -32,32 +37,54 @@ class Ivf:
         return cls(space)
 
     @property
+    def lists(self) -> Lists:
+        """The clusters as row ranges."""
+        return self._space.lists
+
+    @property
     def nbytes(self) -> int:
         return 0
 
     def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None) -> tuple[Floats, Rows]:
-        """As every backend; a bitmap also tells which lists have rows that pass, and only those are probed then."""
-        lists, flat = self._space.lists, self._space.vectors.flat
+        """As every backend; a bitmap also tells which lists have rows that pass, and only those are probed then.
+
+        Where the nearest list has none, or the nearest lists have fewer than their share, the answer lies farther out
+        than usual, and the query probes more lists.
+        """
+        lists = self._space.lists
+        count = len(lists.centroids)
         nearness = queries @ lists.centroids.T
-        probes = min(effort, len(lists.centroids))
+        nearest = nearness.argmax(axis=1)
+        useful = count
         if isinstance(within, Bitmap):
             useless = lists.sums(_counts(within, lists.offsets)) == 0
             nearness[:, useless] = -np.inf
-            probes = min(probes, len(useless) - int(np.count_nonzero(useless)))
-        if probes == 0:
-            return nothing(len(queries), k)
-        nearest = np.argpartition(nearness, len(lists.centroids) - probes, axis=1)[:, -probes:]
+            useful -= int(np.count_nonzero(useless))
         best, at = nothing(len(queries), k)
-        for number, chosen in enumerate(nearest):
-            rows = self._rows(chosen)
-            if within is not None:
-                rows = rows[within.test(rows)]
+        if not useful:
+            return best, at
+        for number in range(len(queries)):
+            away = nearness[number, nearest[number]] == -np.inf
+            probes = min(useful, effort * (_AWAY if away else 1))
+            rows, enough = self._passing(nearness[number], probes, within)
+            if not enough and probes < useful:
+                rows, _ = self._passing(nearness[number], min(useful, probes * _DEPLETED), within)
             if len(rows):
                 selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
                 query = queries[number : number + 1]
+                flat = self._space.vectors.flat
                 found = search_flat(flat, query, min(k, len(rows)), selector=selector, width=k)
                 best[number], at[number] = found[0][0], found[1][0]
         return best, at
+
+    def _passing(self, nearness: Floats, probes: int, within: Bitmap | RowTest | None) -> tuple[Rows, bool]:
+        """The rows of the nearest lists that pass, and whether they are about as many as anywhere."""
+        rows = self._rows(np.argpartition(nearness, len(nearness) - probes)[-probes:])
+        if within is None:
+            return rows, True
+        passing = rows[within.test(rows)]
+        expected = within.share * len(rows)
+        return passing, len(passing) >= 0.9 * expected - 2 * sqrt(expected)
 
     def _rows(self, chosen: Rows) -> Rows:
         """The rows of the chosen clusters, ascending."""

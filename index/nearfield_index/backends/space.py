@@ -106,7 +106,8 @@ def rounding(queries: Floats, longest: float, metric: Metric) -> Doubles:
     own = original(queries, metric)
     lengths = np.sqrt(np.einsum("ij,ij->i", own, own, dtype=np.float64))
     size = lengths * longest + (longest**2 / 2 if metric is Metric.L2 else 0.0)
-    return np.asarray(size * (4 * np.sqrt(own.shape[1]) * 2.0**-24))
+    # Products below the smallest normal float32 vanish, whatever their size among themselves.
+    return np.asarray(size * (4 * np.sqrt(own.shape[1]) * 2.0**-24) + own.shape[1] * 2.0**-126)
 
 
 def as_inner(scored: Doubles, queries: Floats, metric: Metric) -> Doubles:

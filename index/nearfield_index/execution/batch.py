@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.space import scores
-from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import DeadlineExceeded
+from nearfield_index.execution.clusters import through_clusters
 from nearfield_index.execution.cost import Calibration
-from nearfield_index.execution.exact import exact_rows, fetched, uncertain
-from nearfield_index.execution.graph import as_scores, passes, poor, sift, walk, walk_again
-from nearfield_index.execution.plan import Plan, plan_part, shapes_of, togetherness
+from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
+from nearfield_index.execution.graph import passes, poor, sift, walk, walk_again
+from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Doubles, best
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.expr import Expr
@@ -135,23 +134,29 @@ def search_part(
     report: Report,
 ) -> tuple[list[Plan], Rows, Doubles]:
     """The best rows of one part for every query with their scores, ``(n, k or more)`` in no order, and the plans."""
-    planned = [_plan(part, here, group, search, calibration, find_keys) for group in groups]
-    plans = [each.plan for each in planned]
     if len(groups) == 1:
         start = time.perf_counter()
-        rows, scored, ran = _alone(part, here, planned[0], queries, search, calibration)
+        planned = _plan(part, here, groups[0], search, calibration, find_keys)
+        rows, scored, ran = _alone(part, here, planned, queries, search, calibration)
         report.ran.append(ran._replace(seconds=time.perf_counter() - start))
-        return plans, here.part_rows(rows), scored
+        return [planned.plan], here.part_rows(rows), scored
     batch = _Batch(part, here, queries, search, report)
+    plans: list[Plan] = []
     walks: dict[int, list[_Planned]] = {}
-    for each in planned:
-        if each.plan.kind == "exact":
-            batch.scan(each)
-        elif here.backend is not None and here.backend.is_graph and each.plan.kind == here.backend.kind:
-            walks.setdefault(-(-each.plan.effort // _GRID) * _GRID, []).append(each)
+    scanned: list[Group] = []
+    for group in groups:
+        check_deadline(search.deadline)
+        planned = _plan(part, here, group, search, calibration, find_keys)
+        plans.append(planned.plan)
+        if planned.plan.kind == "exact":
+            batch.scan(planned)
+            scanned.append(group)
+        elif here.backend is not None and here.backend.is_graph and planned.plan.kind == here.backend.kind:
+            walks.setdefault(-(-planned.plan.effort // _GRID) * _GRID, []).append(planned)
         else:
-            batch.alone(each, calibration)
-    batch.settle(planned)
+            batch.alone(planned, calibration)
+    if scanned:
+        batch.settle(scanned, find_keys)
     for effort, together in walks.items():
         assert calibration is not None
         batch.walk(together, effort, calibration)
@@ -174,7 +179,6 @@ class _Batch:
 
     def scan(self, planned: _Planned) -> None:
         """Fetch the best rows of a group in float32, and leave the rest to :meth:`settle`."""
-        check_deadline(self._search.deadline)
         start = time.perf_counter()
         (_, members), passing, plan = planned
         within = None if passing is None else passing.bitmap
@@ -186,26 +190,26 @@ class _Batch:
             self._inner[members], self.rows[members] = self._here.scan(asked, width, within)
         self._ran(plan, len(members), start, 1.0, passing=passing)
 
-    def settle(self, planned: Sequence[_Planned]) -> None:
+    def settle(self, scanned: Sequence[Group], find_keys: FindKeys) -> None:
         """Score what was scanned in float64, all at once, and look again where float32 cannot tell."""
-        scanned = [each for each in planned if each.plan.kind == "exact"]
-        if not scanned:
-            return
+        check_deadline(self._search.deadline)
         k, here = self._search.k, self._here
-        members = np.concatenate([each.group.members for each in scanned])
+        members = np.concatenate([group.members for group in scanned])
         asked = self._queries[members]
-        self.scored[members] = scores(asked, here.matrix, self.rows[members], here.metric, precise=True)
-        unsure = members[uncertain(here, asked, k, self._inner[members], self.scored[members])]
-        if len(unsure):
-            for (_, mine), passing, _ in scanned:
-                again = np.intersect1d(mine, unsure)
+        self.scored[members] = precise(here, asked, self.rows[members])
+        unsure = np.zeros(len(self.rows), dtype=np.bool_)
+        unsure[members[uncertain(here, asked, k, self._inner[members], self.scored[members])]] = True
+        if unsure.any():
+            rank = _ranking(self._part, here)
+            for expr, mine in scanned:
+                again = mine[unsure[mine]]
                 if len(again):
+                    passing = _passing(self._part, here, expr, find_keys)
                     within = None if passing is None else passing.bitmap
-                    self._put(again, *exact_rows(here, self._queries[again], k, within))
+                    self._put(again, *exact_rows(here, self._queries[again], k, within, rank))
 
     def alone(self, planned: _Planned, calibration: Calibration | None) -> None:
         """Answer a group by its own plan."""
-        check_deadline(self._search.deadline)
         start = time.perf_counter()
         members = planned.group.members
         rows, scored, ran = _alone(self._part, self._here, planned, self._queries[members], self._search, calibration)
@@ -213,7 +217,6 @@ class _Batch:
         self._report.ran.append(ran._replace(seconds=time.perf_counter() - start))
 
     def _put(self, members: Rows, rows: Rows, scored: Doubles) -> None:
-        rows, scored = best(self._part.part, rows, scored, self._search.k)
         self.rows[members], self.scored[members] = -1, -np.inf
         self.rows[members, : rows.shape[1]], self.scored[members, : rows.shape[1]] = rows, scored
 
@@ -287,13 +290,20 @@ def _plan(
     calibration: Calibration | None,
     find_keys: FindKeys,
 ) -> _Planned:
-    passing = part.passing(group.expr, find_keys)
-    within = None if passing is None else here.translate(passing)
-    return _Planned(
-        group,
-        within,
-        plan_part(here, calibration, within, k=search.k, target=search.recall, queries=len(group.members)),
-    )
+    passing = _passing(part, here, group.expr, find_keys)
+    plan = plan_part(here, calibration, passing, k=search.k, target=search.recall, queries=len(group.members))
+    return _Planned(group, passing, plan)
+
+
+def _passing(part: LivePart, here: FieldPart, expr: Expr | None, find_keys: FindKeys) -> Compiled | None:
+    """The filter over the rows of the field's matrix; None when every one is alive and passes."""
+    passing = part.passing(expr, find_keys)
+    return None if passing is None else here.translate(passing)
+
+
+def _ranking(part: LivePart, here: FieldPart) -> Rank:
+    """Best first, ties as everywhere."""
+    return lambda rows, scored, k: best(part.part, rows, scored, k, at=here.part_rows)
 
 
 def _alone(
@@ -310,34 +320,14 @@ def _alone(
     if plan.kind == "none":
         return np.full((len(queries), 0), -1, dtype=np.int64), np.empty((len(queries), 0)), ran
     if plan.kind == "exact" or calibration is None:
-        return *exact_rows(here, queries, search.k, None if passing is None else passing.bitmap), ran
+        within = None if passing is None else passing.bitmap
+        return *exact_rows(here, queries, search.k, within, _ranking(part, here)), ran
     if here.clusters is not None and plan.kind == here.clusters.kind:
-        rows, scored, short = _through_clusters(here, passing, plan, queries, search.k)
+        rows, scored, short = through_clusters(here, passing, queries, search.k, effort=plan.effort)
         return rows, scored, ran._replace(exact=short)
     walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
     told = ran._replace(recall=float(walked.recall.mean()), again=walked.again, exact=walked.exact)
     return walked.rows, walked.scored, told
-
-
-def _through_clusters(
-    here: FieldPart, passing: Compiled | None, plan: Plan, queries: Floats, k: int
-) -> tuple[Rows, Doubles, int]:
-    """The nearest clusters look at passing rows only; a query that finds too few of them is answered exactly."""
-    assert here.clusters is not None
-    within: Bitmap | Compiled | None = passing
-    if passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)):
-        within = passing.bitmap  # tells which clusters are worth a look
-    found, rows = here.clusters.search(queries, k, effort=plan.effort, within=within)
-    scored = as_scores(here, queries, rows, found)
-    enough = min(k, len(here) if passing is None else passing.count)
-    short = np.flatnonzero(rows[:, enough - 1] < 0)  # rows come best first and padded with -1 last
-    if len(short):
-        again, values = exact_rows(here, queries[short], k, None if passing is None else passing.bitmap)
-        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-        rows[short], scored[short] = -1, -np.inf
-        rows[short, : order.shape[1]] = np.take_along_axis(again, order, 1)
-        scored[short, : order.shape[1]] = np.take_along_axis(values, order, 1)
-    return rows, scored, len(short)
 
 
 def check_deadline(deadline: float | None) -> None:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.space import scores
+from nearfield_index.execution.clusters import through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.filters.compiled import Compiled
-from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -61,7 +60,7 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
         first = place[:k]
         if len(first) == k:
             kept, sure = rows[:, first], places[first].sum(keepdims=True) / k
-            return Walked(kept, as_scores(here, queries, kept, found[:, first]), sure, np.array([len(place)]))
+            return Walked(kept, here.found_scores(queries, kept, found[:, first]), sure, np.array([len(place)]))
     upto = passed.cumsum(axis=1)
     at, place = np.nonzero(passed & (upto <= k))
     column = upto[at, place] - 1
@@ -69,7 +68,7 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
     kept[at, column] = rows[at, place]
     inner[at, column] = found[at, place]
     sure = np.bincount(at, weights=places[place], minlength=len(rows)) / k
-    return Walked(kept, as_scores(here, queries, kept, inner), sure, upto[:, -1])
+    return Walked(kept, here.found_scores(queries, kept, inner), sure, upto[:, -1])
 
 
 def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
@@ -112,11 +111,11 @@ def walk_again(
     effort: int,
     width: int,
 ) -> None:
-    """Answer the ``poor`` of some queries better, in the cheaper way that reaches: a longer walk or an exact scan.
+    """Answer the ``poor`` of some queries better, in the cheapest way: a longer walk, the clusters or an exact scan.
 
     ``width`` says how many rows the walk with ``effort`` gave.
     """
-    setting = None
+    setting, clusters = None, None
     if passing is not None:
         share = float((done.counts[poor].mean() + 0.5) / (width + 1))
         depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
@@ -124,14 +123,19 @@ def walk_again(
     queries = queries[poor]
     count = len(here) if passing is None else passing.count
     scan = calibration.exact_us(count, contiguous=passing is None, queries=len(queries))
+    if passing is not None and here.clusters is not None:
+        clusters = calibration.setting(selectivity=count / passing.n, k=k, target=target, shapes=("random", "run"))
+    if clusters is not None and clusters.us < min(scan, np.inf if setting is None else setting.us):
+        rows, scored, short = through_clusters(here, passing, queries, k, effort=clusters.effort)
+        done.rows[poor], done.scored[poor], done.recall[poor] = rows, scored, clusters.recall
+        done.again += len(poor)
+        done.exact += short
+        return
     if setting is None or setting.us >= scan:
         within = None if passing is None else passing.bitmap
         rows, scored = exact_rows(here, queries, k, within)
-        best = np.argsort(-scored, axis=1, kind="stable")[:, :k]
-        columns = best.shape[1]
         done.rows[poor], done.scored[poor] = -1, -np.inf
-        done.rows[poor, :columns] = np.take_along_axis(rows, best, 1)
-        done.scored[poor, :columns] = np.take_along_axis(scored, best, 1)
+        done.rows[poor, : rows.shape[1]], done.scored[poor, : rows.shape[1]] = rows, scored
         done.recall[poor] = 1.0
         done.exact += len(poor)
         return
@@ -139,10 +143,3 @@ def walk_again(
     done.rows[poor], done.scored[poor], done.recall[poor] = better.rows, better.scored, better.recall
     done.again += len(poor) + better.again
     done.exact += better.exact
-
-
-def as_scores(here: FieldPart, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
-    """Inner products are the scores of cosine and dot; a distance is taken from the rows, where nothing cancels."""
-    if here.metric is Metric.L2:
-        return scores(queries, here.matrix, rows, here.metric, precise=False)
-    return inner.astype(np.float64)

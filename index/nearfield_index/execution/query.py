@@ -13,6 +13,7 @@ from nearfield_index.filters.expr import Everything, Expr
 from nearfield_index.filters.parse import parse_filter
 from nearfield_index.limits import Limits
 from nearfield_index.points import PointId, check_ids
+from nearfield_index.ranking.request import Rerank, check_counts, parse_rerank
 from nearfield_index.schema import (
     DEFAULT_FIELD,
     Schema,
@@ -65,6 +66,7 @@ class Query(NamedTuple):
     after: int | None
     timeout_s: float | None
     explain: bool
+    rerank: Rerank | None = None
 
     @property
     def size(self) -> int:
@@ -114,7 +116,16 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         None if after is None else check_int(after, at="after", low=0, high=2**63 - 1),
         None if timeout is None else check_int(timeout, at="timeout_ms", low=1, high=3_600_000) / 1000,
         check_flag(body.get("explain", False), at="explain"),
+        _parse_rerank(body, count, k + offset, limits),
     )
+
+
+def _parse_rerank(body: Mapping[str, Any], count: int, wanted: int, limits: Limits) -> Rerank | None:
+    if body.get("rerank") is None:
+        return None
+    rerank = parse_rerank(body["rerank"], wanted=wanted, limits=limits)
+    check_counts(rerank, count, limits)
+    return rerank
 
 
 def _refuse_unbuilt(body: Mapping[str, Any]) -> None:
@@ -123,8 +134,6 @@ def _refuse_unbuilt(body: Mapping[str, Any]) -> None:
         raise InvalidRequest("must be auto, off or on", field="hubness")
     if mode == "on":
         raise InvalidRequest("this collection has no hubness fit", code="no_hubness_fit", field="hubness")
-    if body.get("rerank") is not None:
-        raise InvalidRequest("reranking is not built yet", code="not_yet", field="rerank")
     vector = body.get("vector")
     if isinstance(vector, Mapping) and ("positive" in vector or "negative" in vector):
         raise InvalidRequest("positive and negative examples are not built yet", code="not_yet", field="vector")

@@ -64,9 +64,19 @@ def merge(found: Sequence[tuple[int, Ints, Doubles]], parts: Sequence[LivePart],
     return Candidates(*(_along(array, order) for array in (scored, numbers, rows, pks)))
 
 
-def best(part: Part, rows: Ints, scored: Doubles, k: int) -> tuple[Ints, Doubles]:
-    """The best k rows of one part for each query, best first; ties by tie key, then by row key."""
-    order = _order(scored, k, lambda: (_keys_at(part.ties, rows), _keys_at(part.pks, rows)))
+def best(
+    part: Part, rows: Ints, scored: Doubles, k: int, *, at: Callable[[Ints], Ints] | None = None
+) -> tuple[Ints, Doubles]:
+    """The best k rows of one part for each query, best first; ties by tie key, then by row key.
+
+    ``at`` turns the rows into the part's own where they are another field's.
+    """
+
+    def keys() -> tuple[Ints, Ints]:
+        own = rows if at is None else at(rows)
+        return _keys_at(part.ties, own), _keys_at(part.pks, own)
+
+    order = _order(scored, k, keys)
     return _along(rows, order), _along(scored, order)
 
 

@@ -44,6 +44,11 @@ class Compiled(ABC):
         return self._made
 
     @property
+    def share(self) -> float:
+        """The share of all rows that pass, as far as is known."""
+        return self.estimate.likely / self.n if self.n else 0.0
+
+    @property
     def count(self) -> int:
         """How many rows pass, exactly."""
         return self.estimate.low if self.estimate.exact else self.bitmap.count

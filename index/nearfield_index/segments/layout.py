@@ -34,7 +34,7 @@ SMALLEST = 2_000
 """Segments of fewer rows are not worth a layout."""
 
 LONG = 32
-"""Rows that follow each other count as a long run from so many on: fewer are read hardly quicker than scattered ones."""
+"""So many rows that follow each other count as a long run: fewer are read hardly quicker than scattered ones."""
 
 _SHARE = 0.2  # a cut leaves at least this share of a node's rows on either side
 _LEAST_ROWS = 256

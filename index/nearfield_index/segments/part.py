@@ -14,6 +14,7 @@ import numpy as np
 from nearfield_index.backends.base import Backend, Lists
 from nearfield_index.backends.exact import scan
 from nearfield_index.backends.ivf import Ivf
+from nearfield_index.backends.space import Doubles, as_inner, rounding, scores
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped
 from nearfield_index.filters.expr import Expr, ids_of
@@ -66,6 +67,29 @@ class FieldPart:
         if passing is None:
             return len(self.leaves) - 1
         return len(np.unique(np.searchsorted(self.leaves, passing.bitmap.rows(), side="right")))
+
+    def scores(self, queries: Floats, rows: Rows, *, precise: bool) -> Doubles:
+        """Scores ``(n, k)`` of rows ``(n, k)``, computed from the rows themselves; -1 gives -inf."""
+        return self.settled(scores(queries, self.matrix, rows, self.metric, precise=precise), rows)
+
+    def settled(self, scored: Doubles, rows: Rows) -> Doubles:
+        """What the ranking makes of plain scores ``(n, k)`` of rows ``(n, k)`` or ``(k,)``: the same."""
+        return scored
+
+    def found_scores(self, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
+        """Scores of rows found by an index with these products, which are the scores of cosine and dot; a distance
+        is taken from the rows, where nothing cancels."""
+        if self.metric is Metric.L2:
+            return self.scores(queries, rows, precise=False)
+        return inner.astype(np.float64)
+
+    def as_inner(self, scored: Doubles, queries: Floats) -> Doubles:
+        """The inner products (less the bias) that such scores stand for."""
+        return as_inner(scored, queries, self.metric)
+
+    def rounding(self, queries: Floats) -> Doubles:
+        """How far such a product of a scan may be off, ``(n,)``."""
+        return rounding(queries, self.longest, self.metric)
 
     def translate(self, passing: Compiled) -> Compiled:
         """A filter over the part's rows as one over matrix rows."""

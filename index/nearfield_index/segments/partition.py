@@ -19,6 +19,7 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 _SMALLEST = 1_000
 _SAMPLE_PER_LIST = 64
 _ROUNDS = 8
+_PER_ROOT = 2
 _SEED = 20_261_125
 
 
@@ -31,14 +32,14 @@ class Clustering:
 
 
 def cluster(matrix: Floats, metric: Metric, *, threads: int) -> Clustering:
-    """k-means with about sqrt(n) clusters over rows in stored form; one cluster for small inputs."""
+    """k-means with about 2 sqrt(n) clusters over rows in stored form; one cluster for small inputs."""
     n = len(matrix)
     if n < _SMALLEST:
         centre = matrix.mean(axis=0, keepdims=True) if n else np.zeros((1, matrix.shape[1]))
         return Clustering(np.arange(n), Lists(np.array([0, n]), centre.astype(np.float32)))
     faiss.omp_set_num_threads(threads)
     vectors = original(matrix, metric)
-    count = isqrt(n)
+    count = _PER_ROOT * isqrt(n)
     chosen = np.random.default_rng(_SEED).permutation(n)[: count * _SAMPLE_PER_LIST]
     sample = np.ascontiguousarray(vectors[np.sort(chosen)])
     kmeans = faiss.Kmeans(

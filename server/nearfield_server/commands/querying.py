@@ -32,6 +32,7 @@ class Question:
     where: str | None
     exact: bool
     recall: float | None
+    rerank: str | None = None
 
 
 def run(target: Target, collection: str, question: Question, *, as_json: bool) -> None:
@@ -43,6 +44,7 @@ def run(target: Target, collection: str, question: Question, *, as_json: bool) -
         "where": None if question.where is None else _json(question.where, "--filter", dict),
         "exact": question.exact,
         "recall": question.recall,
+        "rerank": None if question.rerank is None else _json(question.rerank, "--rerank", dict),
         "explain": True,
     }
     with explained(), target.connect() as client:
@@ -133,6 +135,15 @@ def _account(meta: dict[str, Any]) -> str:
     parts = [
         f"{meta.get('ms', 0):.1f} ms",
         *([f"plan {', '.join(kinds)}"] if kinds else []),
+        *_scored(meta.get("rerank")),
         *meta.get("warnings", ()),
     ]
     return " · ".join(parts)
+
+
+def _scored(rerank: dict[str, Any] | None) -> list[str]:
+    """What the scorer was asked, where there was one."""
+    if rerank is None:
+        return []
+    told = f"{rerank['method']}: {rerank['calls']} calls, {rerank['cached']} cached, {rerank['rounds']} rounds"
+    return [told, *(["partial"] if rerank["partial"] else [])]

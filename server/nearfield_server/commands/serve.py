@@ -12,6 +12,7 @@ from nearfield_index.engine import Engine, EngineOptions
 from nearfield_server.app import create_app
 from nearfield_server.commands.outcome import USAGE, explained, fail
 from nearfield_server.logs import configure_logs
+from nearfield_server.scorers import build_scorers
 from nearfield_server.serving import listen, serve
 from nearfield_server.settings import Settings, SettingsError, load_settings
 
@@ -21,13 +22,14 @@ def run(config: Path | None, **arguments: Any) -> None:
     try:
         settings = load_settings(config, **arguments)
         settings.check_exposure()
+        options = engine_options(settings)
     except SettingsError as error:
         fail(str(error), USAGE)
     configure_logs(settings)
     with explained():
         listener = listen(settings)
         with listener:
-            engine = Engine.open(settings.data, options=engine_options(settings))
+            engine = Engine.open(settings.data, options=options)
             typer.echo(banner(settings, listener.getsockname()[1]))
             serve(create_app(settings, engine), settings, listener)
 
@@ -41,7 +43,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         waiting_writes=settings.admission.writes,
         waiting_bytes=settings.admission.write_bytes,
     )
-    return replace(usual, limits=limits, sample_rate=settings.recall_sample_rate)
+    return replace(usual, limits=limits, sample_rate=settings.recall_sample_rate, scorers=build_scorers(settings))
 
 
 def banner(settings: Settings, port: int) -> str:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from nearfield_server.routes import collections, jobs, points, quality, query, system
+from nearfield_server.routes import collections, jobs, points, quality, query, rerankers, system
 
-ALL = (query.router, points.router, collections.router, jobs.router, quality.router, system.router)
+ALL = (query.router, points.router, collections.router, rerankers.router, jobs.router, quality.router, system.router)

@@ -30,7 +30,7 @@ FIXED = settings(
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    phases=(Phase.explicit, Phase.generate),  # a world takes too long to be shrunk
 )
 KINDS = ["exact", "hnsw", "hnsw", "ivf", *(["hnswlib"] if find_spec("hnswlib") else [])]
 COLOURS = ["red", "green", "blue"]
@@ -184,10 +184,11 @@ def _world(fields: dict[str, tuple[int, str]], kind: str, seed: int) -> Iterator
 @st.composite
 def worlds(draw: st.DrawFn) -> Json:
     """What a world is made of: fields, kind, and the steps to its layout."""
-    metrics = st.sampled_from(["cosine", "dot", "l2"])
-    fields = {"vector": (draw(st.integers(1, 5)), draw(metrics))}
+    metrics = st.sampled_from(["cosine", "dot", "dot", "l2"])
+    dims = st.sampled_from([1, 1, 2, 3, 5])  # in one dimension nearly every score is tied
+    fields = {"vector": (draw(dims), draw(metrics))}
     if draw(st.booleans()):
-        fields["other"] = (draw(st.integers(1, 5)), draw(metrics))
+        fields["other"] = (draw(dims), draw(metrics))
     kind = draw(st.sampled_from(KINDS))
     steps = st.sampled_from(["write", "write", "seal", "index", "index alone", "delete"])
     return {
@@ -292,7 +293,7 @@ def _spellings(low: int, high: int, split: int, overlap: int) -> list[Json]:
     ]
 
 
-@settings(FIXED, max_examples=30)
+@settings(FIXED, max_examples=15)
 @given(data=st.data())
 def test_spellings_of_one_predicate_get_one_plan_and_one_answer(data: st.DataObject) -> None:
     draw = data.draw
