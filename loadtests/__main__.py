@@ -18,6 +18,7 @@ from loadtests.workloads.bench import Bench, Options, setting_name
 _ONE_THREAD = {
     "hybrid": {"OPENBLAS_NUM_THREADS": "1"},
     "batch": {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    "layout": {"OPENBLAS_NUM_THREADS": "1"},
 }
 """Workloads that compare on one thread: libraries read these once, when they are loaded.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from loadtests import predicates
 from loadtests.expensive import Expensive
+from loadtests.predicates import Predicates
 from loadtests.truth import nearest
 
 Floats = NDArray[np.float32]
@@ -41,8 +42,9 @@ class Corpus:
     ``base`` (n, d) and ``queries`` (m, d) float32; ``truth`` (m, depth) int64 the true neighbours, best first, or None
     where nobody computed them; ``training`` (t, d) further queries, never among ``queries``, that an index may learn
     from; ``metric`` is ``l2`` or ``cosine``; ``attributes`` are columns of n values; ``predicates`` the filter that
-    goes with each query, where the data set has such (``truth`` is always without a filter); ``expensive`` what a
-    scorer thinks of queries and base, where it has such.
+    goes with each query, where the data set has such (``truth`` is always without a filter). ``history`` are earlier
+    queries with their predicates, which an index may learn from; ``expensive`` what a scorer thinks of queries and
+    base, where it has such.
     """
 
     name: str
@@ -52,7 +54,8 @@ class Corpus:
     training: Floats
     truth: Integers | None
     attributes: dict[str, NDArray[Any]] = field(default_factory=dict)
-    predicates: predicates.Predicates | None = None
+    predicates: Predicates | None = None
+    history: tuple[Floats, Predicates] | None = None
     expensive: Expensive | None = None
 
 
@@ -189,7 +192,13 @@ def with_predicates(corpus: Corpus) -> Corpus:
     order = random.permutation(len(known))
     skew = 1.0 / np.arange(1, len(known) + 1)
     chosen = order[random.choice(len(known), m, p=skew / skew.sum())]
-    return replace(corpus, attributes=columns, predicates=predicates.of(known, chosen, columns))
+    earlier = order[random.choice(len(known), len(corpus.training), p=skew / skew.sum())]
+    return replace(
+        corpus,
+        attributes=columns,
+        predicates=predicates.of(known, chosen, columns),
+        history=(corpus.training, predicates.of(known, earlier, columns)),
+    )
 
 
 def _directory() -> Path:
@@ -233,6 +242,7 @@ def _hybrid_debian(data: Path) -> Corpus:
     }
     numbers = np.array(sorted(stated))
     places = np.searchsorted(numbers, chosen[~past])
+    known = [stated[number] for number in numbers.tolist()]
     return Corpus(
         "hybrid_debian",
         "cosine",
@@ -241,7 +251,11 @@ def _hybrid_debian(data: Path) -> Corpus:
         queries[np.setdiff1d(asked[past], asked[~past])].astype(np.float32),
         None,
         attributes,
-        predicates.of([stated[number] for number in numbers.tolist()], places, attributes),
+        predicates.of(known, places, attributes),
+        (
+            queries[asked[past]].astype(np.float32),
+            predicates.of(known, np.searchsorted(numbers, chosen[past]), attributes),
+        ),
     )
 
 

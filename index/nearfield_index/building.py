@@ -14,13 +14,15 @@ import numpy as np
 import orjson
 
 from nearfield_index.backends.space import stored
-from nearfield_index.errors import Busy
+from nearfield_index.errors import Busy, NearfieldError
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.jobs import Job
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.points import Attributes, PointId
 from nearfield_index.quality import calibration
+from nearfield_index.quality.layouts import LayoutPolicy
 from nearfield_index.quality.reservoir import QueryReservoir
+from nearfield_index.quality.workload import WORTH, WorkloadLog
 from nearfield_index.segments.compaction import SegmentSize, plan_merge
 from nearfield_index.segments.live import LiveSegments
 from nearfield_index.segments.normal import NormalField
@@ -47,6 +49,7 @@ class Builder:
         store: RowStore,
         live: LiveSegments,
         reservoir: QueryReservoir,
+        log: WorkloadLog,
         turn: AbstractContextManager[object],
         maintenance: Maintenance,
     ) -> None:
@@ -55,11 +58,14 @@ class Builder:
         self._store = store
         self._live = live
         self._reservoir = reservoir
+        self._log = log
+        self.layouts = LayoutPolicy(live, log)
         self._turn = turn
         self._maintenance = maintenance
         self._guard = Lock()
         self._wanted = 0
         self._new_queries = False
+        self._least_gain = WORTH
         self._failures = 0
         self._not_before = 0.0
         self.calibrations: dict[tuple[str, str], Calibration] = {}
@@ -83,12 +89,13 @@ class Builder:
         except Busy as error:  # nobody asked for it, and a later write or query will
             _log.warning("no %s of %s for now: %s", kind, self._name, error)
 
-    def optimize(self, *, new_queries: bool = False) -> Job:
+    def optimize(self, *, new_queries: bool = False, least_gain: float = WORTH) -> Job:
         """Queue (or join) the job after which every point written before this call is indexed and calibrated,
-        with ``new_queries`` on the sample of now."""
+        with ``new_queries`` on the samples of now; rows are laid out where that saves at least ``least_gain``."""
         with self._guard:
             self._wanted = self._store.sequence
             self._new_queries |= new_queries
+            self._least_gain = min(self._least_gain, least_gain)
             return self._maintenance.submit("optimize", self._name, self._optimize, priority=1)
 
     def state(self, segment: str) -> dict[str, Calibration]:
@@ -121,13 +128,23 @@ class Builder:
             job.report(0.0, "sealing")
             with self._guard:
                 self._new_queries = False
+                least_gain, self._least_gain = self._least_gain, WORTH
             with self._turn:
                 self._live.seal()
                 sealed = self._store.sequence
             names = plan_merge(self._sizes(), full=True)
             before = {segment.name for segment, _ in self._live.view.segments}
             if names:
-                self._merge(job, names, lambda done: job.report(0.85 * done))
+                self._merge(job, names, lambda done: job.report(0.6 * done), least_gain)
+            job.report(0.6, "laying out")
+            due, others = self.layouts.due(
+                before.difference(names), self.calibrations, least=least_gain, check=lambda: job.report(0.6)
+            )
+            if others:
+                job.result = (job.result or {}) | {"layouts_not_worth_it": others}
+            for name in due:
+                if any(segment.name == name for segment, _ in self._live.view.segments):  # not indexed anew meanwhile
+                    self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
             # A segment built just now was calibrated on the way.
             self._calibrate(job, [s for s, _ in self._live.view.segments if s.name in before])
             with self._turn:
@@ -151,7 +168,7 @@ class Builder:
             for field in segment.head.fields.values()
         )
 
-    def _merge(self, job: Job, names: Sequence[str], step: Callable[[float], None]) -> None:
+    def _merge(self, job: Job, names: Sequence[str], step: Callable[[float], None], least_gain: float = WORTH) -> None:
         """Rewrite segments into one indexed segment from the row store, and put it in their place."""
         job.report(0.0, "reading")
         chosen = [(s, dead) for s, dead in self._live.view.segments if s.name in names]
@@ -169,16 +186,38 @@ class Builder:
                 sequence=sequence,
                 threads=BACKGROUND,
                 step=lambda done: step(0.1 + 0.8 * done),
+                propose=self.layouts.proposer(
+                    [s for s, _ in chosen], self.calibrations, least=least_gain, check=lambda: job.report(job.progress)
+                ),
             )
             try:
                 segment = self._live.fitted(Segment(where / name))
                 self._calibrate_segment(job, segment, lambda done: step(0.9 + 0.1 * done))
+                if segment.layout is not None:
+                    job.report(job.progress, "measuring the layout")
+                    told = self.layouts.measure(
+                        [p for p in self._live.view.parts if p.part.name in names],
+                        segment,
+                        self.calibrations,
+                        check=lambda: job.report(job.progress),
+                    )
+                    held = [] if job.result is None else job.result.get("layouts", [])
+                    job.result = (job.result or {}) | {"layouts": [*held, {"segment": segment.name, **(told or {})}]}
             except BaseException:
                 shutil.rmtree(where / name, ignore_errors=True)
                 raise
         with self._turn:
             self._live.replace(names, segment)
         self.calibrations = {key: c for key, c in self.calibrations.items() if key[0] not in names}
+        self.keep_log()
+
+    def keep_log(self) -> None:
+        """Save the workload as of now, or delete it where it is switched off. After a crash the next merge should know
+        what this one knew."""
+        try:
+            self._log.save(self._live.segment_path().with_name("workload"))
+        except (NearfieldError, OSError) as error:  # only a sample
+            _log.warning("the workload log of %s was not kept: %s", self._name, error)
 
     def _read(self, pks: Keys, step: Callable[[float], None]) -> SegmentRows:
         """Live points of these row keys from the row store, vectors in stored form."""

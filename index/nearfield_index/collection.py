@@ -40,6 +40,7 @@ from nearfield_index.points import PointId, check_attributes
 from nearfield_index.quality import calibration
 from nearfield_index.quality.recall import RecallMonitor
 from nearfield_index.quality.reservoir import QueryReservoir
+from nearfield_index.quality.workload import WorkloadLog
 from nearfield_index.ranking.querylog import QueryLog
 from nearfield_index.ranking.request import Rerank
 from nearfield_index.ranking.scorers import Scorers
@@ -58,6 +59,7 @@ _log = logging.getLogger(__name__)
 
 _RETRIES = 3
 _CHECKED_ROWS = 2_000
+WORKLOAD = "workload"
 
 
 class Answer(NamedTuple):
@@ -101,10 +103,14 @@ class Collection:
         self.live = LiveSegments(directory, self.store, schema, tail_bytes=limits.tail_bytes, hooks=hooks)
         self.reservoir = QueryReservoir(schema)
         self.reservoir.load(directory / "queries")
+        self.workload = WorkloadLog(schema)
+        self.workload.load(directory / WORKLOAD, schema, limits)
         self.commits: GroupCommit[PointWrite] = GroupCommit(
             self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes
         )
-        self.builder = Builder(self.name, self.store, self.live, self.reservoir, self.commits.turn, maintenance)
+        self.builder = Builder(
+            self.name, self.store, self.live, self.reservoir, self.workload, self.commits.turn, maintenance
+        )
         place = Workplace(
             directory / "hubness", self.store, self.live, self.builder, self.reservoir, watcher, self.commits.turn
         )
@@ -136,9 +142,10 @@ class Collection:
                 try:
                     self.hubness.save()
                     self.reservoir.save(self.directory / "queries")
+                    self.workload.save(self.directory / WORKLOAD)
                     self.reranked.save(self.directory / "reranked")
                     self.pair_log.close()
-                except NearfieldError as error:  # only a sample
+                except (NearfieldError, OSError) as error:  # only a sample
                     _log.warning("the sample of queries of %s was not kept: %s", self.name, error)
                 self.store.close()
 
@@ -179,6 +186,9 @@ class Collection:
                 self._check_declared(schema)
             self.store.set_schema(schema.to_wire())
             self.reservoir.use_schema(schema)
+            self.workload.use_schema(schema)
+            if not schema.index.workload:
+                self.builder.keep_log()
             self.live.use_schema(schema, rewrite=rewrite)
 
     def _check_declared(self, schema: Schema) -> None:
@@ -370,6 +380,8 @@ class Collection:
     def _note(self, query: Query, vectors: Any, report: Report) -> None:
         self.queries += len(vectors)
         self.exact_rows += report.exact_rows
+        if self.workload.note(query.field, query.filters, vectors):
+            self.builder.layouts.watch(self.name)
         if query.ids is None and len(vectors):
             before = len(vectors) + calibration.ENOUGH_QUERIES
             self.hubness.note(query.field, vectors)

@@ -6,6 +6,7 @@ from typing import Any
 
 from nearfield_index.collection import Collection
 from nearfield_index.execution.cost import summary
+from nearfield_index.quality.layouts import told
 from nearfield_index.segments.segment import Segment
 
 Json = dict[str, Any]
@@ -48,6 +49,7 @@ def _segment(collection: Collection, segment: Segment, dead: int) -> Json:
         "deleted": dead,
         "bytes": segment.head.nbytes,
         "fields": segment.head.fields,
+        "layout": told(segment),
         "calibration": {name: summary(c) for name, c in collection.builder.state(segment.name).items()},
     }
 
@@ -78,6 +80,7 @@ def quality(collection: Collection) -> Json:
     measured = collection.monitor.to_wire()
     return {
         "recall": {"target": collection.schema.index.recall, "measured": measured, "calibration": segments},
+        "workload": collection.builder.layouts.to_wire(),
         "hubness": hubness(collection),
         "hub_alerts": collection.hubness.alerts(),
     }

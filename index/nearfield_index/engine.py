@@ -21,6 +21,7 @@ from nearfield_index.errors import Conflict, InvalidRequest
 from nearfield_index.execution.query import parse_filter_of, parse_query, parse_selection
 from nearfield_index.limits import Limits
 from nearfield_index.points import check_attributes, check_ids, parse_points
+from nearfield_index.quality.workload import parse_workload
 from nearfield_index.reranking import rerank_query
 from nearfield_index.schema import (
     DEFAULT_FIELD,
@@ -301,10 +302,12 @@ class Engine:
     # ------------------------------------------------------------------ background work
 
     def optimize(self, name: str, body: Body | None = None) -> Json:
-        """Seal, merge, index and calibrate as a job; ``queries`` become the sample it is calibrated on."""
+        """Seal, merge, index and calibrate as a job. ``queries`` become the sample it is calibrated on, ``workload``
+        the one that rows are laid out for."""
         collection = self._catalog.get(name)
         body = body or {}
-        check_object(body, at="body", known=frozenset({"queries", "field"}))
+        check_object(body, at="body", known=frozenset({"queries", "field", "workload"}))
+        new_sample = None
         if body.get("queries") is not None:
             name_of_field = body.get("field", next(iter(collection.schema.vectors)))
             if not isinstance(name_of_field, str):
@@ -319,8 +322,14 @@ class Engine:
             )
             if not len(sample):
                 raise InvalidRequest("must hold at least one query", field="queries")
-            collection.reservoir.replace(name_of_field, sample)
-        return collection.builder.optimize(new_queries=body.get("queries") is not None).to_wire()
+            new_sample = (name_of_field, sample)
+        least_gain, workload = parse_workload(body.get("workload"), schema=collection.schema, limits=self._limits)
+        if new_sample is not None:
+            collection.reservoir.replace(*new_sample)
+        if workload is not None:
+            collection.workload.replace(*workload)
+        given = new_sample is not None or body.get("workload") is not None
+        return collection.builder.optimize(new_queries=given, least_gain=least_gain).to_wire()
 
     def fit_hubness(self, name: str, body: Body) -> Json:
         """Fit a normalisation as a job: bank, method, pairs; in force once the job is done."""

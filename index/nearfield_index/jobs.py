@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from threading import Event, Lock
+from typing import Any
 
 from nearfield_index.errors import Conflict, NotFound
 
@@ -27,6 +28,8 @@ class Job:
         self.progress = 0.0
         self.step = "waiting"
         self.error: str | None = None
+        self.result: dict[str, Any] | None = None
+        """What the work has to tell, JSON-able."""
         self.created_at = time.time()
         self.finished_at: float | None = None
         self.joinable = True
@@ -78,6 +81,7 @@ class Job:
             "progress": round(self.progress, 4),
             "step": self.step,
             "error": self.error,
+            "result": self.result,
             "created_at": self.created_at,
             "finished_at": self.finished_at,
         }

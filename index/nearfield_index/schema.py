@@ -64,6 +64,8 @@ class IndexSpec:
     m: int = 16
     ef_construction: int = 200
     recall: float = 0.95
+    workload: bool = True
+    """Whether filters are logged, so that rows can be laid out for them."""
 
     def to_wire(self) -> dict[str, object]:
         return {
@@ -71,6 +73,7 @@ class IndexSpec:
             "m": self.m,
             "ef_construction": self.ef_construction,
             "recall": self.recall,
+            "workload": self.workload,
         }
 
 
@@ -193,7 +196,7 @@ def _parse_vector_field(body: object, *, at: str, limits: Limits) -> VectorField
 
 def parse_index(body: object, *, base: IndexSpec, at: str = "index") -> IndexSpec:
     """Index settings of a request over those of ``base``."""
-    parts = check_object(body, at=at, known=frozenset({"kind", "m", "ef_construction", "recall"}))
+    parts = check_object(body, at=at, known=frozenset({"kind", "m", "ef_construction", "recall", "workload"}))
     spec = base
     if "kind" in parts:
         spec = replace(spec, kind=_choice(IndexKind, parts["kind"], at=f"{at}.kind"))
@@ -204,6 +207,8 @@ def parse_index(body: object, *, base: IndexSpec, at: str = "index") -> IndexSpe
         spec = replace(spec, ef_construction=value)
     if "recall" in parts:
         spec = replace(spec, recall=check_recall(parts["recall"], at=f"{at}.recall"))
+    if "workload" in parts:
+        spec = replace(spec, workload=check_flag(parts["workload"], at=f"{at}.workload"))
     return spec
 
 
@@ -267,5 +272,11 @@ def schema_from_wire(stored: Mapping[str, Any]) -> Schema:
     return Schema(
         {n: VectorField(f["dim"], Metric(f["metric"])) for n, f in stored["vectors"].items()},
         {n: AttributeType(t) for n, t in stored["attributes"].items()},
-        IndexSpec(IndexKind(index["kind"]), index["m"], index["ef_construction"], index["recall"]),
+        IndexSpec(
+            IndexKind(index["kind"]),
+            index["m"],
+            index["ef_construction"],
+            index["recall"],
+            index.get("workload", True),  # settings stored by an older version lack it
+        ),
     )

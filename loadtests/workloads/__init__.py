@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loadtests.workloads import batch, churn, hybrid, ingest, monitor, overhead, recall, scorer, scorer_latency
+from loadtests.workloads import (
+    batch,
+    churn,
+    hybrid,
+    ingest,
+    layout,
+    monitor,
+    overhead,
+    recall,
+    scorer,
+    scorer_latency,
+)
 from loadtests.workloads.bench import Bench
 
 WORKLOADS: dict[str, Callable[[Bench], None]] = {
@@ -17,4 +28,5 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "scorer": scorer.run,
     "scorer-latency": scorer_latency.run,
     "monitor": monitor.run,
+    "layout": layout.run,
 }

@@ -98,12 +98,20 @@ def collections(url: Url = HERE, api_key: ApiKey = None, data: Data = None) -> N
 
 
 @app.command()
-def optimize(collection: Collection, url: Url = HERE, api_key: ApiKey = None, data: Data = None) -> None:
-    """Index everything written so far, and wait for it."""
+def optimize(
+    collection: Collection,
+    workload: Annotated[
+        Path | None, typer.Option(help="Filters to lay rows out for: JSON lines, one a query [default: those asked].")
+    ] = None,
+    url: Url = HERE,
+    api_key: ApiKey = None,
+    data: Data = None,
+) -> None:
+    """Index everything written so far, lay rows out for the filters asked, and wait for it."""
     from nearfield_server.commands.optimize import run
     from nearfield_server.commands.target import Target
 
-    run(Target(url, api_key, data), collection)
+    run(Target(url, api_key, data), collection, workload)
 
 
 reranker = typer.Typer(help="Rerankers: what a scorer thinks of all points.", no_args_is_help=True)

@@ -276,6 +276,20 @@ def test_optimize_is_a_job(nf, col):
     assert isinstance(col.quality(), dict)
 
 
+def test_optimize_takes_a_workload(nf, col):
+    workload = {"filters": [F.price < 20, {"color": "red"}, None], "vectors": X[:3], "least_gain": 0.0}
+    job = col.optimize(workload=workload, timeout=60)
+
+    assert job.state == "done"
+    assert job.result is None  # far too few points and filters for a layout
+    logged = col.quality()["workload"]
+    assert logged["logged"] == 2
+    assert {each["template"] for each in logged["templates"]} == {"range price", "eq color"}
+    with pytest.raises(nearfield.InvalidRequest) as caught:
+        col.optimize(workload={"filters": [{"color": {"nope": 1}}]})
+    assert caught.value.field == "workload.filters[0].color.nope"
+
+
 @pytest.fixture
 def priced(nf, name):
     col = nf.create(name, dim=DIM, metric="l2")

@@ -416,6 +416,8 @@ OTHER_BAD_CALLS: list[tuple[str, Any]] = [
     ("optimize", {"queries": [GOOD], "field": "nope"}),
     ("optimize", {"queries": [GOOD], "field": 1}),
     ("optimize", {"queries": []}),
+    ("optimize", {"workload": []}),
+    ("optimize", {"workload": {"filters": [{"a": {"nope": 1}}]}}),
     ("alter_collection", {"vectors": {"vector": {"dim": 9}}}),
     ("alter_collection", {"vectors": {"a b": {"dim": 9}}}),
     ("alter_collection", {"vectors": []}),

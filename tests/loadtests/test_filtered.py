@@ -210,6 +210,24 @@ def test_batch(tmp_path: Path) -> None:
     assert "In process a batch costs less" in text
 
 
+def test_layout(tmp_path: Path) -> None:
+    dataset = ["--dataset", "hybrid-2500x8", "--queries", "60", "--mixes", "given", "uncorrelated"]
+    done = run("layout", tmp_path, *dataset)
+    arms = done.of("arm")
+    assert {(record["mix"], record["arm"], record["layout"]) for record in arms} == {
+        (mix, arm, layout)
+        for mix in ("given", "uncorrelated")
+        for arm in ("planned", "exact", "batch")
+        for layout in ("without", "with")
+    }
+    assert all(np.mean(record["recall"]) == 1.0 for record in arms if record["arm"] == "exact")
+    assert done.of("laid out")[0]["result"]["layouts"][0]["leaves"] > 1
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / report.REPORT).read_text()
+    assert "uncorrelated:" in text
+    assert text.count("| all |") == 2
+
+
 def test_batch_needs_predicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "batch", "--dataset", "clustered-100x4", "--out", str(tmp_path)]) == 2
     assert "hybrid_debian" in capsys.readouterr().err

@@ -205,6 +205,18 @@ def test_unknown_collection_is_one_line(data: Path) -> None:
     assert len(output.strip().splitlines()) == 1
 
 
+def test_optimize_lays_out_for_a_file_of_filters(tmp_path: Path, data: Path) -> None:
+    random = np.random.default_rng(5)
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, embedding=random.standard_normal((2_500, 4)).astype("f4"), rank=np.arange(2_500))
+    run("import", "c", rows, "--vector", "embedding", "--data", data)
+    filters = tmp_path / "filters.jsonl"
+    filters.write_text('{"rank": {"lt": 1000}}\n' * 300)
+    assert "rows laid out in" in run("optimize", "c", "--workload", filters, "--data", data).output
+    filters.write_text("{no")
+    assert "is not JSON lines" in run("optimize", "c", "--workload", filters, "--data", data, code=1).output
+
+
 def test_doctor(tmp_path: Path, data: Path) -> None:
     run("import", "c", npz(tmp_path), "--id", "sku", "--vector", "embedding", "--data", data)
     assert "all in order" in run("doctor", data).output

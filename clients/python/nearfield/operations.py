@@ -221,9 +221,20 @@ def query(
     return Operation("query", parse, name, body, timeout_s=patience)
 
 
-def optimize(name: str, *, queries: Any = None) -> Operation[Job]:
-    body = {} if queries is None else {"queries": vectors.to_matrix(queries, "queries")}
+def optimize(name: str, *, queries: Any = None, workload: Mapping[str, Any] | None = None) -> Operation[Job]:
+    body: dict[str, Any] = {} if queries is None else {"queries": vectors.to_matrix(queries, "queries")}
+    if workload is not None:
+        body["workload"] = _workload(workload)
     return Operation("optimize", Job.from_wire, name, body)
+
+
+def _workload(given: Mapping[str, Any]) -> dict[str, Any]:
+    sent = dict(given)
+    if sent.get("filters") is not None:
+        sent["filters"] = [compile_where(where) for where in sent["filters"]]
+    if sent.get("vectors") is not None:
+        sent["vectors"] = vectors.to_matrix(sent["vectors"], "workload.vectors")
+    return sent
 
 
 def quality(name: str) -> Operation[Reply]:

@@ -230,6 +230,7 @@ class Job:
     collection: str | None = None
     created_at: Any = None
     finished_at: Any = None
+    result: dict[str, Any] | None = None
 
     @property
     def finished(self) -> bool:

@@ -119,6 +119,9 @@ class IndexSettings(Request):
     m: Annotated[int | None, Field(description="Links per point of a graph.")] = None
     ef_construction: Annotated[int | None, Field(description="Effort of building a graph.")] = None
     recall: Annotated[float | None, Field(description="Default share of the true top k to find.")] = None
+    workload: Annotated[bool | None, Field(description="Log a sample of the filters asked, to lay rows out for.")] = (
+        None
+    )
 
 
 class CreateCollection(Request):
@@ -150,6 +153,7 @@ class Segment(Reply):
     points: int
     deleted: int
     bytes: int | dict[str, int]
+    layout: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
 
 
@@ -418,10 +422,21 @@ class Results(Reply):
     meta: Meta
 
 
+class Workload(Request):
+    """Filters as they come in practice, one per query, to lay rows out for in place of those logged."""
+
+    filters: list[Filter | None] | None = None
+    vectors: Annotated[Vectors | None, Field(description="One per filter; the gain is measured with them.")] = None
+    least_gain: Annotated[
+        float | None, Field(description="The share of their time that queries must be expected to save; 0.05 if unset.")
+    ] = None
+
+
 class Optimize(Request):
-    """Queries to calibrate recall on, as they come in practice; optional."""
+    """Queries to calibrate recall on, and filters to lay rows out for, as they come in practice; both optional."""
 
     queries: Vectors | None = None
+    workload: Workload | None = None
 
 
 class Anchors(Request):
@@ -508,6 +523,7 @@ class Job(Reply):
     progress: Annotated[float, Field(ge=0, le=1)]
     step: str = ""
     error: str | None = None
+    result: Annotated[dict[str, Any] | None, Field(description="What the work has to tell.")] = None
     created_at: Any = None
     finished_at: Any = None
 

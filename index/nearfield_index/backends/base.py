@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -40,11 +41,44 @@ Step = Callable[[float], None]
 class Lists:
     """Clusters as row ranges: list ``i`` is rows ``offsets[i]`` to ``offsets[i + 1]`` of the matrix.
 
-    ``centroids`` is ``(lists, columns)`` in stored form, so that a query's inner product ranks the lists.
+    ``centroids`` is ``(clusters, columns)`` in stored form, so that a query's inner product ranks the clusters.
+    ``of`` is the cluster of each list where a layout has cut clusters apart; None where list ``i`` is cluster ``i``.
     """
 
     offsets: Rows
     centroids: Floats
+    of: Rows | None = None
+
+    def ranges(self, clusters: Rows) -> tuple[Rows, Rows]:
+        """The row ranges of these clusters (any order) by their first row: where each begins, how long it is."""
+        chosen = np.sort(clusters) if self.of is None else self._lists_of(clusters)
+        first = self.offsets[:-1][chosen]
+        return first, self.offsets[chosen + 1] - first
+
+    def sums(self, counts: Rows) -> Rows:
+        """Counts by list as counts by cluster."""
+        if self.of is None:
+            return counts
+        return np.bincount(self.of, weights=counts, minlength=len(self.centroids)).astype(np.int64)
+
+    def by_cluster(self) -> Rows:
+        """Every row, cluster after cluster."""
+        sizes = np.diff(self.offsets)
+        cluster = np.arange(len(sizes)) if self.of is None else self.of
+        order: Rows = np.argsort(np.repeat(cluster, sizes), kind="stable")
+        return order
+
+    def _lists_of(self, clusters: Rows) -> Rows:
+        order, starts = self._places
+        found = [order[starts[cluster] : starts[cluster + 1]] for cluster in clusters.tolist()]
+        return np.sort(np.concatenate(found))
+
+    @cached_property
+    def _places(self) -> tuple[Rows, Rows]:
+        """Lists by cluster, and where each cluster's begin among them."""
+        assert self.of is not None
+        counts = np.bincount(self.of, minlength=len(self.centroids))
+        return np.argsort(self.of, kind="stable"), np.concatenate([[0], np.cumsum(counts)])
 
 
 @dataclass(frozen=True)

@@ -132,16 +132,16 @@ class BiasedHnsw:
 class BiasedIvf(Ivf):
     """The same lists, chosen by their centre less the mean bias of their rows."""
 
-    efforts: ClassVar[tuple[int, ...]] = (*Ivf.efforts, 384, 512)
-
     def __init__(self, space: Space, bias: Floats, strength: float = 1.0) -> None:
         super().__init__(space)
         self._bias = bias
         self._strength = strength
         starts = space.lists.offsets
-        sums = np.concatenate([[0.0], np.cumsum(bias, dtype=np.float64)])
-        lengths = np.maximum(1, np.diff(starts))
-        self._means = ((sums[starts[1:]] - sums[starts[:-1]]) / lengths).astype(np.float32)
+        before = np.concatenate([[0.0], np.cumsum(bias, dtype=np.float64)])
+        sums, lengths = before[starts[1:]] - before[starts[:-1]], space.lists.sums(np.diff(starts))
+        if space.lists.of is not None:
+            sums = np.bincount(space.lists.of, weights=sums, minlength=len(lengths))
+        self._means = (sums / np.maximum(1, lengths)).astype(np.float32)
 
     def at_strength(self, strength: float) -> BiasedIvf | None:
         """The same lists for ``strength`` times the bias."""

@@ -15,6 +15,13 @@ from nearfield_index.bitmap import Bitmap
 _GATHER_QUERIES = 4
 _GATHER_BYTES = 64 * 1024 * 1024
 
+# A few queries score rows in place where most of many lie in runs of at least this length. Shorter runs are copied as
+# quickly, for more queries the copy no longer matters, and one query reads scattered rows as well as short runs.
+_RUN = 128
+_RUN_ROWS = 4_096
+_RUN_QUERIES = 32
+_RUN_SHARE = 0.75
+
 # Matrix products from as few queries on: FAISS's own threshold comes far too late. The setting is the process's.
 faiss.cvar.distance_compute_blas_threshold = _GATHER_QUERIES
 
@@ -60,6 +67,10 @@ def scan(matrix: Floats, flat: Any, queries: Floats, k: int, within: Bitmap | No
         found, at = scan(matrix[first:last], None, queries, k, None)
         return found, np.where(at >= 0, at + first, -1)
     if flat is None or len(queries) >= _GATHER_QUERIES:
+        if len(rows) >= _RUN_ROWS and len(queries) <= _RUN_QUERIES:
+            runs = long_runs(rows)
+            if runs[1].sum() >= _RUN_SHARE * len(rows):
+                return search_runs(matrix, queries, k, rows, runs)
         return search_gathered(matrix, queries, k, rows)
     selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
     return search_flat(flat, queries, min(k, len(rows)), selector=selector, width=k)
@@ -109,7 +120,7 @@ def search_gathered(matrix: Floats, queries: Floats, k: int, rows: Rows) -> tupl
     best, at = nothing(len(queries), k)
     for start in range(0, len(rows), block):
         part = rows[start : start + block]
-        found, local = search_matrix(np.ascontiguousarray(matrix[part]), queries, k)
+        found, local = search_matrix(matrix.take(part, axis=0), queries, k)
         here = np.where(local >= 0, part[np.maximum(local, 0)], -1)
         if start == 0:
             best, at = found, here
@@ -119,6 +130,38 @@ def search_gathered(matrix: Floats, queries: Floats, k: int, rows: Rows) -> tupl
         order = np.argsort(-both, axis=1, kind="stable")[:, :k]
         best, at = np.take_along_axis(both, order, 1), np.take_along_axis(where, order, 1)
     return best, at
+
+
+def long_runs(rows: Rows) -> tuple[Rows, Rows]:
+    """Where rows (ascending) follow each other for long: places in ``rows`` and lengths."""
+    if not (rows[_RUN - 1 :: _RUN // 2] - rows[: 1 - _RUN : _RUN // 2] == _RUN - 1).any():
+        return rows[:0], rows[:0]  # the common case: a run half as long again would have shown
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
+    lengths = np.diff(starts, append=len(rows))
+    kept = lengths >= _RUN
+    return starts[kept], lengths[kept]
+
+
+def search_runs(matrix: Floats, queries: Floats, k: int, rows: Rows, runs: tuple[Rows, Rows]) -> tuple[Floats, Rows]:
+    """Top-k among ``rows`` of a matrix, of which the long ``runs`` are scored in place and only the rest is copied."""
+    inner = np.empty((len(queries), len(rows)), dtype=np.float32)
+    apart = np.ones(len(rows), dtype=np.bool_)
+    for place, length in zip(*(each.tolist() for each in runs), strict=True):
+        first = int(rows[place])
+        np.matmul(queries, matrix[first : first + length].T, out=inner[:, place : place + length])
+        apart[place : place + length] = False
+    places = np.flatnonzero(apart)
+    if len(places):
+        inner[:, places] = queries @ matrix.take(rows[places], axis=0).T
+    fetch = min(k, len(rows))
+    found, at = nothing(len(queries), fetch)
+    heaps = faiss.float_minheap_array_t()
+    heaps.nh, heaps.k = len(queries), fetch
+    heaps.val, heaps.ids = faiss.swig_ptr(found), faiss.swig_ptr(at)
+    heaps.heapify()
+    heaps.addn(len(rows), faiss.swig_ptr(inner), 0, 0, len(queries))
+    heaps.reorder()
+    return pad(found, np.where(at >= 0, rows[np.maximum(at, 0)], -1), k)
 
 
 def pad(found: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:

@@ -57,7 +57,7 @@ class Ivf:
         nearest = nearness.argmax(axis=1)
         useful = count
         if isinstance(within, Bitmap):
-            useless = _counts(within, lists.offsets) == 0
+            useless = lists.sums(_counts(within, lists.offsets)) == 0
             nearness[:, useless] = -np.inf
             useful -= int(np.count_nonzero(useless))
         best, at = nothing(len(queries), k)
@@ -94,10 +94,8 @@ class Ivf:
         return passing, len(passing) >= 0.9 * expected - 2 * sqrt(expected)
 
     def _rows(self, chosen: Rows) -> Rows:
-        """The rows of the chosen lists, ascending."""
-        starts = self.space.lists.offsets[:-1]
-        chosen = np.sort(chosen)
-        first, length = starts[chosen], self.space.lists.offsets[chosen + 1] - starts[chosen]
+        """The rows of the chosen clusters, ascending."""
+        first, length = self.space.lists.ranges(chosen)
         # Row ranges back to back, without a loop: a running count plus each range's shift.
         shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
         rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)

@@ -27,6 +27,7 @@ from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
 _GRID = 16  # efforts are rounded up to multiples, so that more groups share a walk
 _FOUND_VALUES = 4_000_000
+_LOOKED_INTO = 32  # so many groups of a batch tell how many partitions they touched
 
 
 class Search(NamedTuple):
@@ -67,6 +68,8 @@ class Ran(NamedTuple):
     recall: float
     again: int = 0
     exact: int = 0
+    here: FieldPart | None = None
+    passing: Compiled | None = None
 
     def to_wire(self) -> dict[str, Any]:
         plan = self.plan
@@ -85,7 +88,14 @@ class Ran(NamedTuple):
             "walked_again": self.again,
             "exact_fallbacks": self.exact,
             "reason": plan.reason,
+            **self._partitions(),
         }
+
+    def _partitions(self) -> dict[str, Any]:
+        """How many partitions of a layout hold rows that pass, and of how many; a graph knows none."""
+        if self.here is None or self.here.leaves is None or self.plan.kind not in ("exact", "ivf"):
+            return {}
+        return {"partitions": [self.here.leaves_touched(self.passing), len(self.here.leaves) - 1]}
 
 
 @dataclass
@@ -194,7 +204,7 @@ class _Batch:
         else:
             asked = self._queries[members]
             self._inner[members], self.rows[members] = self._here.scan(asked, width, within)
-        self._ran(plan, len(members), start, 1.0)
+        self._ran(plan, len(members), start, 1.0, passing=passing)
 
     def settle(self, scanned: Sequence[Group], find_keys: FindKeys) -> None:
         """Score what was scanned in float64, all at once, and look again where float32 cannot tell."""
@@ -273,9 +283,21 @@ class _Batch:
                 self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
             self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
 
-    def _ran(self, plan: Plan, queries: int, start: float, recall: float, again: int = 0, exact: int = 0) -> None:
+    def _ran(
+        self,
+        plan: Plan,
+        queries: int,
+        start: float,
+        recall: float,
+        again: int = 0,
+        exact: int = 0,
+        passing: Compiled | None = None,
+    ) -> None:
         seconds = time.perf_counter() - start
-        self._report.ran.append(Ran(self._part.part.name, plan, queries, seconds, recall, again, exact))
+        name = self._part.part.name
+        told = len(self._report.ran) < _LOOKED_INTO  # whoever is kept here keeps its rows
+        here, passing = (self._here, passing) if told else (None, None)
+        self._report.ran.append(Ran(name, plan, queries, seconds, recall, again, exact, here, passing))
 
 
 def _plan(
@@ -312,7 +334,7 @@ def _alone(
 ) -> tuple[Rows, Doubles, Ran]:
     """One group by its own plan: matrix rows with their scores."""
     _, passing, plan = planned
-    ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall)
+    ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall, here=here, passing=passing)
     if plan.kind == "none":
         return np.full((len(queries), 0), -1, dtype=np.int64), np.empty((len(queries), 0)), ran
     if plan.kind == "exact" or calibration is None:

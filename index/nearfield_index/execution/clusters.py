@@ -21,7 +21,7 @@ def through_clusters(
     """
     assert here.clusters is not None
     within: Bitmap | Compiled | None = passing
-    if passing is not None and "run" in shapes_of(togetherness(passing)):
+    if passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)):
         within = passing.bitmap  # tells which clusters are worth a look
     found, rows = here.clusters.search(queries, k, effort=effort, within=within)
     scored = here.found_scores(queries, rows, found)

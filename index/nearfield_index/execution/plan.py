@@ -10,7 +10,7 @@ import numpy as np
 from nearfield_index.execution.cost import Calibration, Setting
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
-from nearfield_index.segments.part import FieldPart
+from nearfield_index.segments.part import FieldPart, Rows
 
 _WORD = 64
 _SAMPLED_WORDS = 64
@@ -39,9 +39,9 @@ class Plan(NamedTuple):
     reason: str
 
 
-def togetherness(passing: Compiled) -> float:
-    """How much the rows keep together in the order of the matrix, which is that of its clusters: 0 for a random set,
-    1 for whole clusters.
+def togetherness(passing: Compiled, order: Rows | None = None) -> float:
+    """How much the rows keep together in the order of the clusters: 0 for a random set, 1 for whole clusters. That
+    is the order of the matrix, or ``order`` where it is laid out otherwise (:attr:`FieldPart.by_cluster`).
 
     Compares how full the 64-row words are that they lie in with how full a random set would find them, over a sample
     of words.
@@ -50,7 +50,8 @@ def togetherness(passing: Compiled) -> float:
     if not words:
         return 0.0
     starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
-    counts = passing.test((starts[:, None] + np.arange(_WORD)).ravel()).reshape(-1, _WORD).sum(axis=1)
+    places = (starts[:, None] + np.arange(_WORD)).ravel()
+    counts = passing.test(places if order is None else order[places]).reshape(-1, _WORD).sum(axis=1)
     total = int(counts.sum())
     if not total:
         return 0.0
@@ -138,7 +139,7 @@ def _index(
         if together is not None or passing is None:
             return (kind, setting), "cheapest at this recall" + (", for rows that keep together" if together else "")
         # Only where an index would be taken does it matter whether the rows keep together.
-        found = togetherness(passing)
+        found = togetherness(passing, field.by_cluster)
         together = found if found >= _TOGETHER else 0.0
 
 
@@ -158,7 +159,7 @@ def _costs(
     if field.backend is not None and field.backend.is_graph:
         spread = 2 * sqrt(k * (1 - min(1.0, selectivity)))
         least = ceil((k + spread) / selectivity) if filtered else k
-        setting = calibration.at_depth(_depth(k, selectivity), target, least=least)
+        setting = calibration.at_depth(depth_of(k, selectivity), target, least=least)
         if setting is not None:
             # A walk among other clusters finds too little and is repeated, or in vain.
             again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
@@ -170,7 +171,7 @@ def _costs(
     return costs
 
 
-def _depth(k: int, selectivity: float) -> float:
+def depth_of(k: int, selectivity: float) -> float:
     """How far down the ranking of all rows the k-th that passes lies, with half a deviation to spare."""
     if selectivity <= 0.0:
         return np.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,8 +170,13 @@ def _parse_filters(body: Mapping[str, Any], count: int, schema: Schema, limits: 
     filters = body["filters"]
     if not isinstance(filters, (list, tuple)) or len(filters) != count:
         raise InvalidRequest(f"must be a list of {count} filters, one per query", field="filters")
+    return parse_filters(filters, "filters", schema=schema, limits=limits)
+
+
+def parse_filters(filters: Sequence[object], at: str, *, schema: Schema, limits: Limits) -> list[Expr | None]:
+    """Each of a list of filters; None for one that passes everything."""
     known: dict[bytes, Expr | None] = {}
-    return [_parse_known(f, f"filters[{n}]", schema, limits, known) for n, f in enumerate(filters)]
+    return [_parse_known(f, f"{at}[{n}]", schema, limits, known) for n, f in enumerate(filters)]
 
 
 def _parse_known(body: object, at: str, schema: Schema, limits: Limits, known: dict[bytes, Expr | None]) -> Expr | None:

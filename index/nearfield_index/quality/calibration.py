@@ -99,7 +99,7 @@ def _curves(
         limit = prices.scan_us * len(field) if share == 1.0 else prices.gather_us * share * len(field)
         for k in _KS if share >= _WIDE else _KS[:1]:
             if share * len(field) >= 5 * k:
-                for shape, within in _filters(len(field), share, random):
+                for shape, within in _filters(field, share, random):
                     settings = _measure(field, clusters, asked, within, k=k, limit_us=limit)
                     curves.append(Curve(share, k, shape, settings))
         step((number + 1) / len(shares))
@@ -172,14 +172,16 @@ def _noise(field: FieldPart, count: int, random: np.random.Generator) -> Doubles
     return np.asarray(random.standard_normal((count, len(others))) @ centred, dtype=np.float64)
 
 
-def _filters(n: int, share: float, random: np.random.Generator) -> list[tuple[str, Bitmap | None]]:
+def _filters(field: FieldPart, share: float, random: np.random.Generator) -> list[tuple[str, Bitmap | None]]:
+    n = len(field)
     if share == 1.0:
         return [("all", None)]
     run = int(n * share)
     start = int(random.integers(0, n - run + 1))
+    near = np.arange(start, start + run)
     return [
         ("random", Bitmap.from_rows(n, np.sort(random.permutation(n)[:run]))),
-        ("run", Bitmap.from_rows(n, np.arange(start, start + run))),
+        ("run", Bitmap.from_rows(n, near if field.by_cluster is None else np.sort(field.by_cluster[near]))),
     ]
 
 

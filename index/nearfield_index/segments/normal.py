@@ -33,8 +33,20 @@ class NormalField(FieldPart):
     ) -> NormalField:
         """The normalised face of a field; ``searchers`` hold the whole bias."""
         backend, clusters = (None, None) if searchers is None else searchers
-        raw_parts = (raw.metric, raw.matrix, raw.rows, raw.flat, backend, clusters, raw.longest, None)
-        return cls(*raw_parts, items, BiasUse(version), searchers)
+        return cls(
+            raw.metric,
+            raw.matrix,
+            raw.rows,
+            raw.flat,
+            backend,
+            clusters,
+            raw.longest,
+            lists=raw.lists,
+            leaves=raw.leaves,
+            items=items,
+            use=BiasUse(version),
+            searchers=searchers,
+        )
 
     @property
     def known(self) -> ItemBiases:

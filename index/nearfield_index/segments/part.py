@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nearfield_index.backends.base import Searcher
+from nearfield_index.backends.base import Lists, Searcher
 from nearfield_index.backends.exact import scan
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import Doubles, as_inner, rounding, scores
@@ -39,7 +39,7 @@ class FieldPart:
     ``rows[i]`` is the part's row of matrix row ``i`` (None where they are the same), ascending only where the
     part says nothing else. ``flat`` is the FAISS face of the matrix where there is one; ``backend`` is None where
     every answer is exact, ``clusters`` where there are none to search by; ``longest`` bounds the length of its
-    vectors.
+    vectors; ``lists`` are its clusters as they lie, searched or not.
     """
 
     metric: Metric
@@ -51,6 +51,9 @@ class FieldPart:
     longest: float
     normal: FieldPart | None = None
     """The same vectors with the bias of a hubness fit, where there is one."""
+    lists: Lists | None = None
+    leaves: Rows | None = None
+    """Where each leaf of a layout begins, ``(leaves + 1,)``; None without a layout."""
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -58,6 +61,18 @@ class FieldPart:
     def biased(self, use: BiasUse) -> FieldPart:
         """The face that ranks by ``score - strength * bias``; itself where no fit is."""
         return self if self.normal is None else self.normal.biased(use)
+
+    @cached_property
+    def by_cluster(self) -> Rows | None:
+        """Matrix rows, cluster after cluster; None where they lie in that order."""
+        return None if self.lists is None or self.lists.of is None else self.lists.by_cluster()
+
+    def leaves_touched(self, passing: Compiled | None) -> int:
+        """How many leaves hold rows that pass."""
+        assert self.leaves is not None
+        if passing is None:
+            return len(self.leaves) - 1
+        return len(np.unique(np.searchsorted(self.leaves, passing.bitmap.rows(), side="right")))
 
     def scores(self, queries: Floats, rows: Rows, *, precise: bool) -> Doubles:
         """Scores ``(n, k)`` of rows ``(n, k)``, computed from the rows themselves; -1 gives -inf."""

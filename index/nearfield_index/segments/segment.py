@@ -24,7 +24,7 @@ from nearfield_index.points import PointId
 from nearfield_index.schema import Metric
 from nearfield_index.segments.ids import SegmentIds
 from nearfield_index.segments.part import FieldPart, FilterCache, FindKeys, Keys, Rows
-from nearfield_index.segments.writer import FORMAT
+from nearfield_index.segments.writer import FORMAT, LAYOUT
 from nearfield_index.storage.arrays import open_arrays
 from nearfield_index.storage.atomic import checksum_of
 from nearfield_index.storage.columns import Columns
@@ -91,7 +91,17 @@ class Segment:
         arrays, meta = open_arrays(directory / "attributes")
         self.columns = Columns.from_arrays(self.head.count, arrays, meta)
         self._ids = SegmentIds({n: a for n, a in self._arrays.items() if n.startswith("id.")})
-        self._fields = {name: _open_field(directory, name, spec) for name, spec in self.head.fields.items()}
+        self.layout: dict[str, Any] | None = None
+        """How its rows are laid out, where they are: field, cuts, leaves, and what was known when it was built."""
+        leaves: Rows | None = None
+        if LAYOUT in self.head.files:
+            laid_out, self.layout = open_arrays(directory / LAYOUT)
+            leaves = laid_out["offsets"]
+        laid_out_by = self.layout["field"] if self.layout is not None else None
+        self._fields = {
+            name: _open_field(directory, name, spec, leaves if name == laid_out_by else None)
+            for name, spec in self.head.fields.items()
+        }
         self._filters = FilterCache()
 
     @property
@@ -145,12 +155,12 @@ class Segment:
         return self.columns.types()
 
 
-def _open_field(directory: Path, name: str, spec: dict[str, Any]) -> FieldPart:
+def _open_field(directory: Path, name: str, spec: dict[str, Any], leaves: Rows | None) -> FieldPart:
     vectors = MappedVectors.open(directory / f"vectors-{name}")
     metric = Metric(spec["metric"])
     lists_path = directory / f"lists-{name}"
     arrays = open_arrays(lists_path)[0] if lists_path.exists() else {}
-    lists = Lists(arrays["offsets"], arrays["centroids"]) if "offsets" in arrays else None
+    lists = Lists(arrays["offsets"], arrays["centroids"], arrays.get("of")) if "offsets" in arrays else None
     searched, clusters = None, None
     if lists is not None and spec["kind"] != "exact":
         space = Space(metric, vectors, lists)
@@ -158,4 +168,5 @@ def _open_field(directory: Path, name: str, spec: dict[str, Any]) -> FieldPart:
         searched = backend(spec["kind"]).open(directory / f"graph-{name}", space, params)
         clusters = searched if isinstance(searched, Ivf) else Ivf(space)
     rows = arrays.get("rows")
-    return FieldPart(metric, vectors.matrix, rows, vectors.flat, searched, clusters, spec["longest"])
+    found = (metric, vectors.matrix, rows, vectors.flat, searched, clusters, spec["longest"])
+    return FieldPart(*found, lists=lists, leaves=leaves)

@@ -18,7 +18,8 @@ from nearfield_index.backends.space import original
 from nearfield_index.points import Attributes, PointId
 from nearfield_index.schema import IndexKind, IndexSpec, Schema
 from nearfield_index.segments.ids import SegmentIds, tie_keys
-from nearfield_index.segments.partition import cluster
+from nearfield_index.segments.layout import Propose, arranged
+from nearfield_index.segments.partition import Clustering, cluster
 from nearfield_index.storage.arrays import write_arrays
 from nearfield_index.storage.atomic import checksum_of, publish_directory, storage_error, sync_file, write_file
 from nearfield_index.storage.columns import Columns
@@ -29,6 +30,7 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 FORMAT = 1
 TEMPORARY = ".building-"
+LAYOUT = "layout"
 
 # A matrix this small is scanned faster than a graph is walked.
 _SCAN_BYTES = 8 * 1024 * 1024
@@ -68,10 +70,17 @@ def write_flat(directory: Path, rows: SegmentRows, schema: Schema, *, sequence: 
 
 
 def write_indexed(
-    directory: Path, rows: SegmentRows, schema: Schema, *, sequence: int, threads: int, step: Step
+    directory: Path,
+    rows: SegmentRows,
+    schema: Schema,
+    *,
+    sequence: int,
+    threads: int,
+    step: Step,
+    propose: Propose | None = None,
 ) -> str:
-    """Write an indexed segment: rows by cluster, one index per field; returns its id."""
-    return _Writer(directory, schema, sequence).indexed(rows, threads=threads, step=step)
+    """Write an indexed segment: rows by cluster, or as ``propose`` says, one index per field; returns its id."""
+    return _Writer(directory, schema, sequence).indexed(rows, threads=threads, step=step, propose=propose)
 
 
 class _Writer:
@@ -94,12 +103,15 @@ class _Writer:
             self._finish(len(rows.ids), "flat")
         return self.id
 
-    def indexed(self, rows: SegmentRows, *, threads: int, step: Step) -> str:
+    def indexed(self, rows: SegmentRows, *, threads: int, step: Step, propose: Propose | None) -> str:
         with self:
             clusterings = {
                 name: cluster(part.matrix, self._schema.vectors[name].metric, threads=threads)
                 for name, part in rows.fields.items()
             }
+            step(0.04)
+            if propose is not None:
+                self._lay_out(rows, clusterings, propose)
             step(0.05)
             order = self._row_order(rows, {n: c.order for n, c in clusterings.items()})
             self._rows(rows, order)
@@ -111,12 +123,28 @@ class _Writer:
                 clustering = clusterings[name]
                 at = place[part.rows[clustering.order]]
                 lists = {"offsets": clustering.lists.offsets, "centroids": clustering.lists.centroids}
+                if clustering.lists.of is not None:
+                    lists["of"] = clustering.lists.of
                 self._place(name, at, len(rows.ids), lists)
                 self._matrix(name, part.matrix, clustering.order)
                 self._index(name, part, clustering.lists, threads, _share(step, done, share))
                 done += share
             self._finish(len(rows.ids), "indexed")
         return self.id
+
+    def _lay_out(self, rows: SegmentRows, clusterings: dict[str, Clustering], propose: Propose) -> None:
+        """Arrange the rows of the field that all follow, if there is something to gain, and keep the layout."""
+        name = next((name for name in self._schema.vectors if name in clusterings), None)
+        if name is None:
+            return
+        clustering = clusterings[name]
+        order = self._row_order(rows, {name: clustering.order})
+        found = propose(self._columns(rows, order), clustering.lists)
+        if found is not None:
+            layout, notes = found
+            clusterings[name], leaves = arranged(clustering, layout)
+            meta = {"field": name, **layout.to_json(), **notes}
+            self._add(LAYOUT, write_arrays(self._path / LAYOUT, {"offsets": leaves}, meta))
 
     def __enter__(self) -> None:
         try:
@@ -145,10 +173,12 @@ class _Writer:
         by_key = np.argsort(pks, kind="stable")
         arrays = {"pks": pks, "by_key": by_key, "sorted_pks": pks[by_key], "ties": tie_keys(ids)}
         self._add("rows", write_arrays(self._path / "rows", arrays | SegmentIds.of(ids).arrays(), {}))
-        attributes = [rows.attributes[i] for i in order.tolist()]
-        declared = {name: str(kind) for name, kind in self._schema.attributes.items()}
-        columns = Columns.build(attributes, declared)
+        columns = self._columns(rows, order)
         self._add("attributes", write_arrays(self._path / "attributes", columns.arrays(), columns.meta()))
+
+    def _columns(self, rows: SegmentRows, order: Rows) -> Columns:
+        attributes = [rows.attributes[i] for i in order.tolist()]
+        return Columns.build(attributes, {name: str(kind) for name, kind in self._schema.attributes.items()})
 
     def _place(self, name: str, rows: Rows, count: int, arrays: dict[str, Any]) -> None:
         """Where the field's matrix rows lie in the segment, left out where both are the same."""
