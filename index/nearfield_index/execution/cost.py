@@ -190,7 +190,11 @@ class Calibration:
         if not fitting:
             return None
         curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
-        return next((s for s in curve.settings if s.recall >= target), None)
+        found = next((s for s in curve.settings if s.recall >= target), None)
+        if found is None:
+            return None
+        # A broader filter has more rows to scan in as many clusters.
+        return Setting(found.effort, found.recall, found.us * max(1.0, selectivity / max(curve.selectivity, 1e-9)))
 
     def _aim(self, target: float) -> float:
         """Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most."""
