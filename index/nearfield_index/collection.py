@@ -282,7 +282,8 @@ class Collection:
         vectors = self.query_vectors(query)
         extra = 0 if query.ids is None else 1
         wanted = query.recall if query.recall >= 1.0 else min(0.9999, query.recall + self.monitor.margin)
-        search = Search(query.field, vectors, query.filters, query.k + query.offset + extra, wanted, deadline)
+        count = query.k + query.offset + extra
+        search = Search(query.field, vectors, query.filters, count, wanted, deadline, explain=query.explain)
         metric = self.schema.vectors[query.field].metric
         stored: dict[int, StoredPoint] = {}
         loaded: dict[str, dict[int, Any]] = {}

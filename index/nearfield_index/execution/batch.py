@@ -27,7 +27,6 @@ from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
 _GRID = 16  # efforts are rounded up to multiples, so that more groups share a walk
 _FOUND_VALUES = 4_000_000
-_LOOKED_INTO = 32  # so many groups of a batch tell how many partitions they touched
 
 
 class Search(NamedTuple):
@@ -41,6 +40,8 @@ class Search(NamedTuple):
     deadline: float | None = None
     bias: BiasUse | None = None
     """Rank by score less the bias of a hubness fit."""
+    explain: bool = False
+    """Also find out what only ``explain`` shows."""
 
     @property
     def calibrated(self) -> str:
@@ -68,8 +69,8 @@ class Ran(NamedTuple):
     recall: float
     again: int = 0
     exact: int = 0
-    here: FieldPart | None = None
-    passing: Compiled | None = None
+    partitions: tuple[int, int] | None = None
+    """Of a segment laid out for its workload, when explained: how many partitions hold rows that pass, of how many."""
 
     def to_wire(self) -> dict[str, Any]:
         plan = self.plan
@@ -88,14 +89,8 @@ class Ran(NamedTuple):
             "walked_again": self.again,
             "exact_fallbacks": self.exact,
             "reason": plan.reason,
-            **self._partitions(),
+            **({} if self.partitions is None else {"partitions": [*self.partitions]}),
         }
-
-    def _partitions(self) -> dict[str, Any]:
-        """How many partitions of a layout hold rows that pass, and of how many; a graph knows none."""
-        if self.here is None or self.here.leaves is None or self.plan.kind not in ("exact", "ivf"):
-            return {}
-        return {"partitions": [self.here.leaves_touched(self.passing), len(self.here.leaves) - 1]}
 
 
 @dataclass
@@ -204,7 +199,8 @@ class _Batch:
         else:
             asked = self._queries[members]
             self._inner[members], self.rows[members] = self._here.scan(asked, width, within)
-        self._ran(plan, len(members), start, 1.0, passing=passing)
+        partitions = _partitions(self._here, plan, passing) if self._search.explain else None
+        self._ran(plan, len(members), start, 1.0, partitions=partitions)
 
     def settle(self, scanned: Sequence[Group], find_keys: FindKeys) -> None:
         """Score what was scanned in float64, all at once, and look again where float32 cannot tell."""
@@ -291,13 +287,11 @@ class _Batch:
         recall: float,
         again: int = 0,
         exact: int = 0,
-        passing: Compiled | None = None,
+        partitions: tuple[int, int] | None = None,
     ) -> None:
         seconds = time.perf_counter() - start
         name = self._part.part.name
-        told = len(self._report.ran) < _LOOKED_INTO  # whoever is kept here keeps its rows
-        here, passing = (self._here, passing) if told else (None, None)
-        self._report.ran.append(Ran(name, plan, queries, seconds, recall, again, exact, here, passing))
+        self._report.ran.append(Ran(name, plan, queries, seconds, recall, again, exact, partitions))
 
 
 def _plan(
@@ -324,6 +318,13 @@ def _ranking(part: LivePart, here: FieldPart) -> Rank:
     return lambda rows, scored, k: best(part.part, rows, scored, k, at=here.part_rows)
 
 
+def _partitions(here: FieldPart, plan: Plan, passing: Compiled | None) -> tuple[int, int] | None:
+    """How many partitions of a layout hold rows that pass, and of how many; a graph knows none."""
+    if here.leaves is None or plan.kind not in ("exact", "ivf"):
+        return None
+    return here.leaves_touched(passing), len(here.leaves) - 1
+
+
 def _alone(
     part: LivePart,
     here: FieldPart,
@@ -334,7 +335,8 @@ def _alone(
 ) -> tuple[Rows, Doubles, Ran]:
     """One group by its own plan: matrix rows with their scores."""
     _, passing, plan = planned
-    ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall, here=here, passing=passing)
+    partitions = _partitions(here, plan, passing) if search.explain else None
+    ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall, partitions=partitions)
     if plan.kind == "none":
         return np.full((len(queries), 0), -1, dtype=np.int64), np.empty((len(queries), 0)), ran
     if plan.kind == "exact" or calibration is None:
