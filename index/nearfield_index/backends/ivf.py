@@ -86,20 +86,26 @@ class Ivf:
 
     def _passing(self, nearness: Floats, probes: int, within: Bitmap | RowTest | None) -> tuple[Rows, bool]:
         """The rows of the nearest lists that pass, and whether they are about as many as anywhere."""
-        rows = self._rows(np.argpartition(nearness, len(nearness) - probes)[-probes:])
+        chosen = np.argpartition(nearness, len(nearness) - probes)[-probes:]
+        first, length = self.space.lists.ranges(chosen)
         if within is None:
-            return rows, True
-        passing = rows[within.test(rows)]
-        expected = within.share * len(rows)
+            return _joined(first, length), True
+        if isinstance(within, Bitmap):
+            known = within.rows()
+            low, high = known.searchsorted(first), known.searchsorted(first + length)
+            passing: Rows = known[_joined(low, high - low)]
+        else:
+            rows = _joined(first, length)
+            passing = rows[within.test(rows)]
+        expected = within.share * int(length.sum())
         return passing, len(passing) >= 0.9 * expected - 2 * sqrt(expected)
 
-    def _rows(self, chosen: Rows) -> Rows:
-        """The rows of the chosen clusters, ascending."""
-        first, length = self.space.lists.ranges(chosen)
-        # Row ranges back to back, without a loop: a running count plus each range's shift.
-        shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
-        rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)
-        return rows
+
+def _joined(first: Rows, length: Rows) -> Rows:
+    """Ranges back to back, without a loop: a running count plus each range's shift."""
+    shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
+    rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)
+    return rows
 
 
 def _counts(within: Bitmap, offsets: Rows) -> Rows:

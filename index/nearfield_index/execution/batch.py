@@ -25,7 +25,7 @@ from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.expr import Expr
 from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
-_GRID = 16  # efforts are rounded up to multiples, so that more groups share a walk
+_GRID = 4  # efforts are rounded up to multiples, so that more groups share a walk
 _FOUND_VALUES = 4_000_000
 
 

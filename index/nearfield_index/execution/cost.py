@@ -71,6 +71,8 @@ class Prices:
     gather_us: float
     copy_us: float
     product_us: float
+    bitmap_us: float = 0.0
+    """Of making a bitmap of all rows."""
 
 
 class _Memo:

@@ -125,7 +125,8 @@ def walk_again(
     scan = calibration.exact_us(count, contiguous=passing is None, queries=len(queries))
     if passing is not None and here.clusters is not None:
         clusters = calibration.setting(selectivity=count / passing.n, k=k, target=target, shapes=("random", "run"))
-    if clusters is not None and clusters.us < min(scan, np.inf if setting is None else setting.us):
+    bitmap_us = calibration.prices.bitmap_us / len(queries)
+    if clusters is not None and clusters.us + bitmap_us < min(scan, np.inf if setting is None else setting.us):
         rows, scored, short = through_clusters(here, passing, queries, k, effort=clusters.effort)
         done.rows[poor], done.scored[poor], done.recall[poor] = rows, scored, clusters.recall
         done.again += len(poor)

@@ -13,10 +13,10 @@ from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart, Rows
 
 _WORD = 64
-_SAMPLED_WORDS = 64
+_SAMPLED_WORDS = 32
 _TOGETHER = 0.15
 # What so many rows pass is no matter of where they lie.
-_BROAD = 0.9
+_BROAD = 0.2
 _WHOLE = 0.5
 
 # A walk that finds too little is repeated at about so many times its cost.
@@ -167,7 +167,9 @@ def _costs(
     if field.clusters is not None:
         setting = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=shapes_of(together))
         if setting is not None:
-            costs.append((setting.us, field.clusters.kind, setting))
+            # Which clusters are worth a look takes a bitmap to tell.
+            us = setting.us + (calibration.prices.bitmap_us if together else 0.0)
+            costs.append((us, field.clusters.kind, setting))
     return costs
 
 

@@ -200,6 +200,12 @@ def _prices(field: FieldPart, queries: Floats) -> Prices:
     call = _timed(field, single, few)
     whole, gathered = (_timed(field, single, within) - call for within in (None, some))
     of_small, of_large = (_timed(field, batches, some) for batches in (small, large))
+    values = random.permutation(n).astype(np.int32)
+    made = []
+    for _ in range(_TIMED):
+        start = time.process_time()
+        Bitmap.from_mask(values - np.int32(1) < n // 2)
+        made.append((time.process_time() - start) * 1e6)
     faiss.omp_set_num_threads(threads)
     product = max(0.0, of_large - of_small) / (len(large[0]) - len(small[0]))
     copied = max(0.0, of_small - call - product * len(small[0]))
@@ -209,6 +215,7 @@ def _prices(field: FieldPart, queries: Floats) -> Prices:
         gather_us=max(0.0, gathered) / some.count,
         copy_us=copied / some.count,
         product_us=product / some.count,
+        bitmap_us=min(made),
     )
 
 
