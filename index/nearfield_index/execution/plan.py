@@ -15,7 +15,7 @@ from nearfield_index.segments.part import FieldPart, Rows
 _WORD = 64
 _SAMPLED_WORDS = 32
 _TOGETHER = 0.15
-# What so many rows pass is no matter of where they lie.
+# Where so many pass a graph finds out on its walk whether they keep together.
 _BROAD = 0.2
 _WHOLE = 0.5
 
@@ -126,7 +126,8 @@ def _index(
         return None, "not calibrated yet"
     if scan_us <= calibration.least_us:
         return None, "fewer rows than the index would visit"
-    together = None if passing is not None and selectivity < _BROAD else 0.0
+    unknown = passing is not None and (selectivity < _BROAD or not field.backend.is_graph)
+    together = None if unknown else 0.0
     while True:
         costs = _costs(
             field, calibration, passing is not None, together or 0.0, selectivity, scan_us, k=k, target=target
