@@ -15,7 +15,7 @@ from nearfield_index.bitmap import Bitmap
 
 # Times the effort where the query's own list does not pass, and where the lists around it are thinned out.
 _AWAY = 2
-_DEPLETED = 4
+_DEPLETED = 8
 
 
 class Ivf:
