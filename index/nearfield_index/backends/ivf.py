@@ -98,7 +98,7 @@ class Ivf:
             rows = _joined(first, length)
             passing = rows[within.test(rows)]
         expected = within.share * int(length.sum())
-        return passing, len(passing) >= 0.9 * expected - 2 * sqrt(expected)
+        return passing, len(passing) >= 0.95 * expected - 1.5 * sqrt(expected)
 
 
 def _joined(first: Rows, length: Rows) -> Rows:
