@@ -72,7 +72,7 @@ class Prices:
     copy_us: float
     product_us: float
     bitmap_us: float = 0.0
-    """Of making a bitmap of all rows."""
+    """Of making a bitmap of all rows, and a list of those in it."""
 
 
 class _Memo:

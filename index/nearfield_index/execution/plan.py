@@ -19,6 +19,9 @@ _TOGETHER = 0.15
 _BROAD = 0.2
 _WHOLE = 0.5
 
+# An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
+_WORTH = 1.3
+
 # A walk that finds too little is repeated at about so many times its cost.
 _AGAIN = 4
 
@@ -135,8 +138,8 @@ def _index(
         if not costs:
             return None, "the index was not seen to reach the target here"
         us, kind, setting = min(costs)
-        if scan_us <= us:
-            return None, "cheaper than the index at this recall"
+        if scan_us <= _WORTH * us:
+            return None, "no dearer than the index at this recall"
         if together is not None or passing is None:
             return (kind, setting), "cheapest at this recall" + (", for rows that keep together" if together else "")
         # Only where an index would be taken does it matter whether the rows keep together.
