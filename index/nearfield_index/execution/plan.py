@@ -15,9 +15,7 @@ from nearfield_index.segments.part import FieldPart, Rows
 _WORD = 64
 _SAMPLED_WORDS = 32
 _TOGETHER = 0.15
-# Where so many pass a graph finds out on its walk whether they keep together.
 _BROAD = 0.2
-_WHOLE = 0.5
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
 _WORTH = 1.3
@@ -65,7 +63,7 @@ def togetherness(passing: Compiled, order: Rows | None = None) -> float:
 
 def shapes_of(together: float) -> tuple[str, ...]:
     """Which measured shapes of filters one of such togetherness is judged by; several mean the worse of them."""
-    return ("random",) if together < _TOGETHER else ("random", "run") if together < _WHOLE else ("run",)
+    return ("random",) if together < _TOGETHER else ("random", "run")
 
 
 def plan_part(
@@ -129,8 +127,7 @@ def _index(
         return None, "not calibrated yet"
     if scan_us <= calibration.least_us:
         return None, "fewer rows than the index would visit"
-    unknown = passing is not None and (selectivity < _BROAD or not field.backend.is_graph)
-    together = None if unknown else 0.0
+    together: float | None = None if passing is not None else 0.0
     while True:
         costs = _costs(
             field, calibration, passing is not None, together or 0.0, selectivity, scan_us, k=k, target=target
@@ -140,7 +137,9 @@ def _index(
         us, kind, setting = min(costs)
         if scan_us <= _WORTH * us:
             return None, "no dearer than the index at this recall"
-        if together is not None or passing is None:
+        # A graph finds out on its walk whether the rows keep together, where many pass; for lists it must be known.
+        walked = field.backend.is_graph and kind == field.backend.kind and selectivity >= _BROAD
+        if together is not None or passing is None or walked:
             return (kind, setting), "cheapest at this recall" + (", for rows that keep together" if together else "")
         # Only where an index would be taken does it matter whether the rows keep together.
         found = togetherness(passing, field.by_cluster)

@@ -99,9 +99,13 @@ def _curves(
         limit = prices.scan_us * len(field) if share == 1.0 else prices.gather_us * share * len(field)
         for k in _KS if share >= _WIDE else _KS[:1]:
             if share * len(field) >= 5 * k:
-                for shape, within in _filters(field, share, random):
-                    settings = _measure(field, clusters, asked, within, k=k, limit_us=limit)
-                    curves.append(Curve(share, k, shape, settings))
+                for shape, filters in _filters(field, share, random):
+                    tried = [_measure(field, clusters, asked, f, k=k, limit_us=limit) for f in filters]
+                    worst = [
+                        Setting(each[0].effort, min(s.recall for s in each), max(s.us for s in each))
+                        for each in zip(*tried, strict=False)
+                    ]
+                    curves.append(Curve(share, k, shape, tuple(worst)))
         step((number + 1) / len(shares))
     return tuple(curves)
 
@@ -172,17 +176,23 @@ def _noise(field: FieldPart, count: int, random: np.random.Generator) -> Doubles
     return np.asarray(random.standard_normal((count, len(others))) @ centred, dtype=np.float64)
 
 
-def _filters(field: FieldPart, share: float, random: np.random.Generator) -> list[tuple[str, Bitmap | None]]:
+def _filters(field: FieldPart, share: float, random: np.random.Generator) -> list[tuple[str, list[Bitmap | None]]]:
+    """By shape the filters to try. Those that keep together are runs about as long as a cluster, here and there: where
+    a query's own cluster is not among them, it must look far, and which it is, is luck: so there are two."""
     n = len(field)
     if share == 1.0:
-        return [("all", None)]
-    run = int(n * share)
-    start = int(random.integers(0, n - run + 1))
-    near = np.arange(start, start + run)
-    return [
-        ("random", Bitmap.from_rows(n, np.sort(random.permutation(n)[:run]))),
-        ("run", Bitmap.from_rows(n, near if field.by_cluster is None else np.sort(field.by_cluster[near]))),
-    ]
+        return [("all", [None])]
+    wanted = int(n * share)
+    run = max(1, n // max(1, 1 if field.clusters is None else len(field.clusters.lists.centroids)))
+    together: list[Bitmap | None] = []
+    for _ in range(2):
+        mask = np.zeros(n, dtype=np.bool_)
+        for number in random.permutation(-(-n // run))[: max(1, round(wanted / run))].tolist():
+            mask[number * run : (number + 1) * run] = True
+        order = field.by_cluster
+        near = np.flatnonzero(mask)
+        together.append(Bitmap.from_rows(n, near if order is None else np.sort(order[near])))
+    return [("random", [Bitmap.from_rows(n, np.sort(random.permutation(n)[:wanted]))]), ("run", together)]
 
 
 def _prices(field: FieldPart, queries: Floats) -> Prices:
