@@ -56,7 +56,7 @@ def calibration(source: str = "queries") -> Calibration:
         ),
         curves=(
             curve(1.0, "all", (16, 0.9), (32, 0.955), (64, 0.985)),
-            curve(0.5, "random", (16, 0.8), (64, 0.97)),
+            curve(0.5, "random", (16, 0.8), (64, 0.99)),
             curve(0.5, "run", (16, 0.5), (64, 0.8), (256, 0.99)),
         ),
     )
