@@ -222,6 +222,7 @@ def test_an_interrupt_during_a_commit_leaves_store_and_view_alike(engine: Engine
         signal.raise_signal(signal.SIGINT)
         return 0
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     collection.store._writer.set_wal_hook(interrupted)  # runs when the commit is on disk
     with pytest.raises(KeyboardInterrupt):
         write(engine, range(5))

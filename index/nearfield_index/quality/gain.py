@@ -46,7 +46,7 @@ def is_worth(gain: Json, least: float) -> bool:
     """Whether it saves at least this share of the time."""
     before, after = gain["before"], gain["after"]
     if before["us"] is not None:
-        return bool(after["us"] <= (1.0 - least) * before["us"])
+        return bool(0 < after["us"] <= (1.0 - least) * before["us"])
     return bool(after["long"] >= before["long"] + (max(_WORTH_LONG, least) if least else 0.0))
 
 
