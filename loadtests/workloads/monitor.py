@@ -25,6 +25,7 @@ from nearfield_index.quality.recall import bucket_of
 Integers = NDArray[np.int64]
 
 _ENOUGH = 300
+_LOOK = 500
 _LONGEST_S = 400.0
 _COST_S = 30.0
 _NAME = "bench"
@@ -43,9 +44,9 @@ def run(bench: Bench) -> None:
         truth = _true_recall(bench, engine, asked)
         start = time.monotonic()
         order = np.random.default_rng(_SEED).permutation(len(asked)).tolist()
-        for number in cycle(order):
+        for turn, number in enumerate(cycle(order)):
             engine.query(_NAME, asked[number][0])
-            if _sampled(engine, truth) or time.monotonic() - start > _LONGEST_S:
+            if turn % _LOOK == 0 and (_sampled(engine, truth) or time.monotonic() - start > _LONGEST_S):
                 break
         told = {(b["plan"], b["selectivity"]): b for b in _measured(engine)["buckets"]}
     for (plan, selectivity), recalls in sorted(truth.items()):

@@ -134,7 +134,7 @@ class RecallMonitor:
     def _replay(self) -> None:
         start = time.thread_time()
         try:
-            while True:
+            for _ in range(_WAITING):  # what arrives meanwhile waits for the rest to be over
                 with self._lock:
                     if not self._waiting:
                         return
