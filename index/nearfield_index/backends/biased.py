@@ -10,7 +10,7 @@ import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows, Searcher, Space
 from nearfield_index.backends.exact import nothing, pad
-from nearfield_index.backends.hnsw import Hnsw
+from nearfield_index.backends.hnsw import Hnsw, walk_parameters
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.storage.vectors import MappedVectors
@@ -117,13 +117,7 @@ class BiasedHnsw:
         if fetch == 0 or (within is not None and within.count == 0):
             return nothing(len(queries), k)
         asked = queries if self._strength == 1.0 else np.asarray(queries / np.float32(self._strength))
-        width = max(effort, fetch)
-        if within is not None:
-            bits = within.bits()
-            params = faiss.SearchParametersHNSW(efSearch=width, sel=faiss.IDSelectorBitmap(bits))
-        else:
-            params = faiss.SearchParametersHNSW(efSearch=width)
-        distances, rows = self._graph.search(asked, fetch, params=params)
+        distances, rows = self._graph.search(asked, fetch, params=walk_parameters(max(effort, fetch), within))
         squares = np.einsum("ij,ij->i", asked, asked)
         inner = (squares[:, None] - distances) * np.float32(self._strength / 2)
         return pad(inner, rows, k)

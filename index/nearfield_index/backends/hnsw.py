@@ -76,13 +76,20 @@ class Hnsw:
         if fetch == 0 or (within is not None and within.count == 0):
             return nothing(len(queries), k)
         width = max(effort, fetch)
-        if within is not None:
-            bits = within.bits()
-            params = faiss.SearchParametersHNSW(efSearch=width, sel=faiss.IDSelectorBitmap(bits))
-        else:
-            params = self._plain.get(width) or self._plain.setdefault(width, faiss.SearchParametersHNSW(efSearch=width))
+        params = self._plain.get(width) if within is None else None
+        if params is None:
+            params = walk_parameters(width, within)
+            if within is None:
+                self._plain[width] = params
         found = self._graph.search(queries, fetch, params=params)
         return pad(found[0], found[1], k)
+
+
+def walk_parameters(width: int, within: Bitmap | None) -> Any:
+    """What FAISS wants to know of a walk: how many candidates it holds, and which rows may be told."""
+    if within is None:
+        return faiss.SearchParametersHNSW(efSearch=width)
+    return faiss.SearchParametersHNSW(efSearch=width, sel=faiss.IDSelectorBitmap(within.bits()))
 
 
 def _equally_long(matrix: Floats) -> Floats:

@@ -52,12 +52,11 @@ class Ivf:
         than usual, and the query probes more lists.
         """
         lists = self.space.lists
-        count = len(lists.centroids)
         nearness = self.nearness(queries)
         nearest = nearness.argmax(axis=1)
-        useful = count
+        useful = len(lists.centroids)
         if isinstance(within, Bitmap):
-            useless = lists.sums(_counts(within, lists.offsets)) == 0
+            useless = lists.sums(np.diff(within.rows().searchsorted(lists.offsets))) == 0
             nearness[:, useless] = -np.inf
             useful -= int(np.count_nonzero(useless))
         best, at = nothing(len(queries), k)
@@ -106,13 +105,3 @@ def _joined(first: Rows, length: Rows) -> Rows:
     shift = np.repeat(first - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
     rows: Rows = (np.arange(int(length.sum())) + shift).astype(np.int64)
     return rows
-
-
-def _counts(within: Bitmap, offsets: Rows) -> Rows:
-    """How many rows pass in each range between two ``offsets``."""
-    words = within.words()
-    before = np.concatenate([[0], np.cumsum(np.bitwise_count(words), dtype=np.int64)])
-    word, bit = offsets >> 6, (offsets & 63).astype(np.uint64)
-    partial = np.append(words, np.uint64(0))[word] & ((np.uint64(1) << bit) - np.uint64(1))
-    upto: Rows = before[word] + np.bitwise_count(partial)
-    return np.diff(upto)

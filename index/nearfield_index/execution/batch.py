@@ -20,7 +20,7 @@ from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
 from nearfield_index.execution.graph import passes, poor, sift, walk, walk_again
 from nearfield_index.execution.plan import Plan, plan_part
-from nearfield_index.execution.topk import Doubles, best
+from nearfield_index.execution.topk import Doubles, best, put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.expr import Expr
 from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
@@ -218,19 +218,15 @@ class _Batch:
                 if len(again):
                     passing = _passing(self._part, here, expr, find_keys)
                     within = None if passing is None else passing.bitmap
-                    self._put(again, *exact_rows(here, self._queries[again], k, within, rank))
+                    put(self.rows, self.scored, again, *exact_rows(here, self._queries[again], k, within, rank))
 
     def alone(self, planned: _Planned, calibration: Calibration | None) -> None:
         """Answer a group by its own plan."""
         start = time.perf_counter()
         members = planned.group.members
         rows, scored, ran = _alone(self._part, self._here, planned, self._queries[members], self._search, calibration)
-        self._put(members, rows, scored)
+        put(self.rows, self.scored, members, rows, scored)
         self._report.ran.append(ran._replace(seconds=time.perf_counter() - start))
-
-    def _put(self, members: Rows, rows: Rows, scored: Doubles) -> None:
-        self.rows[members], self.scored[members] = -1, -np.inf
-        self.rows[members, : rows.shape[1]], self.scored[members, : rows.shape[1]] = rows, scored
 
     def walk(self, together: Sequence[_Planned], effort: int, calibration: Calibration) -> None:
         """Groups of one effort share the walk; their filters then choose from what it found."""

@@ -8,6 +8,7 @@ from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.exact import Doubles, exact_rows
 from nearfield_index.execution.plan import shapes_of, togetherness
+from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
@@ -28,7 +29,5 @@ def through_clusters(
     enough = min(k, len(here) if passing is None else passing.count)
     short = np.flatnonzero(rows[:, enough - 1] < 0)  # rows come best first and padded with -1 last
     if len(short):
-        again, values = exact_rows(here, queries[short], k, None if passing is None else passing.bitmap)
-        rows[short], scored[short] = -1, -np.inf
-        rows[short, : again.shape[1]], scored[short, : again.shape[1]] = again, values
+        put(rows, scored, short, *exact_rows(here, queries[short], k, None if passing is None else passing.bitmap))
     return rows, scored, len(short)

@@ -17,6 +17,7 @@ from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.execution.clusters import through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
+from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
@@ -134,9 +135,7 @@ def walk_again(
         return
     if setting is None or setting.us >= scan:
         within = None if passing is None else passing.bitmap
-        rows, scored = exact_rows(here, queries, k, within)
-        done.rows[poor], done.scored[poor] = -1, -np.inf
-        done.rows[poor, : rows.shape[1]], done.scored[poor, : rows.shape[1]] = rows, scored
+        put(done.rows, done.scored, poor, *exact_rows(here, queries, k, within))
         done.recall[poor] = 1.0
         done.exact += len(poor)
         return

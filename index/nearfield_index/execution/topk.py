@@ -80,6 +80,12 @@ def best(
     return _along(rows, order), _along(scored, order)
 
 
+def put(rows: Ints, scored: Doubles, at: Ints, found: Ints, values: Doubles) -> None:
+    """Answers of the queries ``at`` in place of what stands in ``rows`` and ``scored``, padded with -1 and -inf."""
+    rows[at], scored[at] = -1, -np.inf
+    rows[at, : found.shape[1]], scored[at, : found.shape[1]] = found, values
+
+
 def _order(scored: Doubles, k: int, keys: Keys) -> Ints:
     order = (-scored).argsort(axis=1, kind="stable")
     top = _along(scored, order[:, : k + 1])

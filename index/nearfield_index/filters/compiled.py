@@ -90,12 +90,28 @@ class Known(Compiled):
         return self.bitmap
 
 
-class Span(Compiled):
+class _Posted(Compiled):
+    """Rows that hold one of some values of one part of an attribute."""
+
+    def __init__(self, n: int, postings: Postings) -> None:
+        super().__init__(n)
+        self._postings = postings
+
+    def _test(self, rows: Rows) -> Mask:
+        # The column of value numbers is made for those who have many rows.
+        codes = None if self.estimate.high * SPARSE_SHARE <= self.n else self._postings.codes(self.n)
+        return self.bitmap.test(rows) if codes is None else self._passes(codes[rows])
+
+    @abstractmethod
+    def _passes(self, codes: Codes) -> Mask:
+        """Whether rows with these value numbers (-1: no value) pass."""
+
+
+class Span(_Posted):
     """Rows that hold one of the values ``first..last-1`` of one part of an attribute."""
 
     def __init__(self, n: int, postings: Postings, first: int, last: int) -> None:
-        super().__init__(n)
-        self._postings = postings
+        super().__init__(n, postings)
         self._first = first
         self._last = max(first, last)
 
@@ -122,22 +138,17 @@ class Span(Compiled):
             return Bitmap.from_mask(self._passes(codes))
         return Bitmap.from_rows(self.n, rows, ordered=False)
 
-    def _test(self, rows: Rows) -> Mask:
-        codes = None if self.estimate.high * SPARSE_SHARE <= self.n else self._postings.codes(self.n)
-        return self.bitmap.test(rows) if codes is None else self._passes(codes[rows])
-
     def _passes(self, codes: Codes) -> Mask:
         # One comparison does for both ends: below ``first`` the difference wraps round to a large number.
         shifted = (codes - codes.dtype.type(self._first)).view(f"u{codes.dtype.itemsize}")
         return np.asarray(shifted < self._last - self._first)
 
 
-class Places(Compiled):
+class Places(_Posted):
     """Rows that hold one of the values at ``positions`` (ascending) of one part of an attribute."""
 
     def __init__(self, n: int, postings: Postings, positions: Positions) -> None:
-        super().__init__(n)
-        self._postings = postings
+        super().__init__(n, postings)
         self._positions = positions
 
     def _estimate(self) -> Estimate:
@@ -151,12 +162,11 @@ class Places(Compiled):
     def _bitmap(self) -> Bitmap:
         rows = self._postings.take(self._positions)
         if len(rows) * SPARSE_SHARE > self.n and (codes := self._postings.codes(self.n)) is not None:
-            return Bitmap.from_mask(self._wanted[codes])
+            return Bitmap.from_mask(self._passes(codes))
         return Bitmap.from_rows(self.n, rows, ordered=len(self._positions) == 1)
 
-    def _test(self, rows: Rows) -> Mask:
-        codes = None if self.estimate.high * SPARSE_SHARE <= self.n else self._postings.codes(self.n)
-        return self.bitmap.test(rows) if codes is None else self._wanted[codes[rows]]
+    def _passes(self, codes: Codes) -> Mask:
+        return self._wanted[codes]
 
     @cached_property
     def _wanted(self) -> Mask:
@@ -166,8 +176,8 @@ class Places(Compiled):
         return wanted
 
 
-class Both(Compiled):
-    """Rows that pass every one of two or more children."""
+class _Several(Compiled):
+    """Of two or more children."""
 
     def __init__(self, n: int, children: Sequence[Compiled]) -> None:
         super().__init__(n)
@@ -176,6 +186,10 @@ class Both(Compiled):
     @property
     def nbytes(self) -> int:
         return super().nbytes + sum(child.nbytes for child in self._children)
+
+
+class Both(_Several):
+    """Rows that pass every one of two or more children."""
 
     def _estimate(self) -> Estimate:
         return both([child.estimate for child in self._children], self.n)
@@ -211,16 +225,8 @@ class Living(Both):
         return both([child.counted() for child in self._children], self.n)
 
 
-class Either(Compiled):
+class Either(_Several):
     """Rows that pass any one of two or more children."""
-
-    def __init__(self, n: int, children: Sequence[Compiled]) -> None:
-        super().__init__(n)
-        self._children = children
-
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + sum(child.nbytes for child in self._children)
 
     def _estimate(self) -> Estimate:
         return either([child.estimate for child in self._children], self.n)

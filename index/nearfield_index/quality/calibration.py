@@ -252,9 +252,7 @@ def _measure(
     """Settings up to the one that is good enough, or costs as much as an exact scan."""
     cases = []
     for probe in probes:
-        rows, scores = exact_rows(field, probe.queries, k + 1, within)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        truth = np.take_along_axis(rows, order, 1)
+        truth, _ = exact_rows(field, probe.queries, k + 1, within)
         cases.append((probe, _without_own(truth, probe.own, k)))
     settings: list[Setting] = []
     for effort in clusters.efforts:

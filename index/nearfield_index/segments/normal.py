@@ -93,10 +93,6 @@ class NormalField(FieldPart):
     def scan(self, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         return scan_biased(self.matrix, self.bias, self.strength, queries, k, within)
 
-    def bias_at(self, rows: Rows) -> Doubles | None:
-        found: Doubles = self.bias[rows].astype(np.float64) * self.strength
-        return found
-
     def found_scores(self, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
         return self.scores(queries, rows, precise=False)  # a walk takes them for differences of large numbers
 
