@@ -15,14 +15,13 @@ from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
-import orjson
 import xxhash
 
-from nearfield_index.errors import NearfieldError
+from nearfield_index.errors import Corrupt, NearfieldError
 from nearfield_index.hubness.thresholds import hub_scores
 from nearfield_index.points import PointId
 from nearfield_index.segments.mutable import Judged
-from nearfield_index.storage.atomic import replace_file
+from nearfield_index.storage.sealed import read_sealed, write_sealed
 
 _log = logging.getLogger(__name__)
 
@@ -172,29 +171,22 @@ class HubMonitor:
             }
         try:
             self._path.parent.mkdir(exist_ok=True)
-            replace_file(self._path, orjson.dumps({"quarantine": body, "xxh3": _digest(body)}))
+            write_sealed(self._path, body)
         except (NearfieldError, OSError) as error:
             _log.error("the quarantine was not kept: %s", error)
 
     def _load(self) -> None:
+        if not self._path.exists():
+            return
         try:
-            envelope = orjson.loads(self._path.read_bytes())
-            body = envelope["quarantine"]
-            if envelope["xxh3"] != _digest(body):
-                raise ValueError("checksum")
+            body = read_sealed(self._path)
             self._alerts = {alert["id"]: alert for alert in body["alerts"]}
             self._held = {key: (point_id, name) for key, point_id, name in body["held"]}
             self._released = dict.fromkeys(body["released"])
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (Corrupt, ValueError, KeyError, TypeError) as error:
             _log.error("the quarantine file cannot be read, it starts empty: %s", error)
 
 
 def _fingerprint(point_id: PointId, vector: Any) -> str:
     raw = np.ascontiguousarray(vector, dtype=np.float32).tobytes()
     return xxhash.xxh3_64_hexdigest(f"{type(point_id).__name__}\0{point_id}\0".encode() + raw)
-
-
-def _digest(body: object) -> str:
-    return xxhash.xxh3_64_hexdigest(orjson.dumps(body, option=orjson.OPT_SORT_KEYS))

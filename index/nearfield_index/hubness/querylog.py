@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from nearfield_index.errors import Corrupt, NearfieldError
-from nearfield_index.storage.arrays import open_arrays, write_arrays
+from nearfield_index.storage.arrays import open_arrays, replace_arrays
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -79,9 +79,7 @@ class QueryLog:
         """Keep it over a restart. It is a sample: a disk that refuses costs no query."""
         held = self.sample()
         try:
-            temporary = self._path.with_suffix(".tmp")
-            write_arrays(temporary, {"queries": held}, {"size": self.size, "seen": self.seen})
-            temporary.replace(self._path)
+            replace_arrays(self._path, {"queries": held}, {"size": self.size, "seen": self.seen})
         except (OSError, NearfieldError):
             return
 

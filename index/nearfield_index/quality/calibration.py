@@ -16,17 +16,16 @@ from typing import Any
 
 import faiss
 import numpy as np
-import orjson
-import xxhash
 
 from nearfield_index.backends.base import Searcher
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
+from nearfield_index.errors import Corrupt
 from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.segments.part import FieldPart
-from nearfield_index.storage.atomic import replace_file
+from nearfield_index.storage.sealed import read_sealed, write_sealed
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -290,17 +289,12 @@ def _cautious_recall(found: Rows, truth: Rows) -> float:
 def save(path: Path, calibrations: dict[str, Calibration]) -> None:
     """Keep a segment's calibrations by field beside it."""
     body = {name: calibration.to_json() for name, calibration in calibrations.items()}
-    digest = xxhash.xxh3_64_hexdigest(orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
-    replace_file(path, orjson.dumps({"calibration": body, "xxh3": digest}))
+    write_sealed(path, body)
 
 
 def load(path: Path) -> dict[str, Calibration]:
     """Read them back; nothing where there is nothing whole (the segment is then calibrated again)."""
     try:
-        envelope: Any = orjson.loads(path.read_bytes())
-        body = envelope["calibration"]
-        if envelope["xxh3"] != xxhash.xxh3_64_hexdigest(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)):
-            return {}
-        return {name: Calibration.from_json(raw) for name, raw in body.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {name: Calibration.from_json(raw) for name, raw in read_sealed(path).items()}
+    except (Corrupt, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
-import xxhash
 
+from nearfield_index.errors import Corrupt
 from nearfield_index.execution.batch import Search
 from nearfield_index.execution.cost import Calibration, Calibrations
 from nearfield_index.execution.plan import depth_of
@@ -20,7 +19,7 @@ from nearfield_index.schema import Metric
 from nearfield_index.segments.layout import Proposal, Touched
 from nearfield_index.segments.part import LivePart
 from nearfield_index.segments.view import View
-from nearfield_index.storage.atomic import replace_file
+from nearfield_index.storage.sealed import read_sealed, write_sealed
 
 Json = dict[str, Any]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -134,16 +133,12 @@ def _no_keys(ids: Sequence[int | str]) -> Any:
 
 def save(path: Path, gain: Json) -> None:
     """Keep what was measured beside the segment."""
-    digest = xxhash.xxh3_64_hexdigest(orjson.dumps(gain, option=orjson.OPT_SORT_KEYS))
-    replace_file(path, orjson.dumps({"gain": gain, "xxh3": digest}))
+    write_sealed(path, gain)
 
 
 def load(path: Path) -> Json | None:
     """Read it back; None where there is nothing whole. Only a report depends on it."""
     try:
-        envelope: Any = orjson.loads(path.read_bytes())
-        gain: Json = envelope["gain"]
-        good = envelope["xxh3"] == xxhash.xxh3_64_hexdigest(orjson.dumps(gain, option=orjson.OPT_SORT_KEYS))
-        return gain if good else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_sealed(path)
+    except Corrupt:
         return None

@@ -11,7 +11,7 @@ import numpy as np
 
 from nearfield_index.errors import Corrupt
 from nearfield_index.schema import Schema
-from nearfield_index.storage.arrays import open_arrays, write_arrays
+from nearfield_index.storage.arrays import open_arrays, replace_arrays
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -75,7 +75,7 @@ class QueryReservoir:
             arrays = {n: held[: self._count[n]].copy() for n, held in self._held.items() if self._count[n]}
             seen = {name: self._seen[name] for name in arrays}
         if arrays:
-            write_arrays(path, arrays, {"seen": seen})
+            replace_arrays(path, arrays, {"seen": seen})
 
     def load(self, path: Path) -> None:
         """Take back what :meth:`save` wrote, as far as it is readable and fits the schema."""

@@ -26,7 +26,7 @@ from nearfield_index.filters.unparse import template, to_wire
 from nearfield_index.limits import Limits
 from nearfield_index.schema import Schema, check_number, check_object
 from nearfield_index.segments.layout import Workload
-from nearfield_index.storage.arrays import open_arrays, write_arrays
+from nearfield_index.storage.arrays import open_arrays, replace_arrays, temporary_of
 from nearfield_index.vectors import as_matrix
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -148,7 +148,7 @@ class WorkloadLog:
             if entries:
                 self._write(path, entries)
             else:
-                for old in (path, _temporary(path)):
+                for old in (path, temporary_of(path)):
                     old.unlink(missing_ok=True)
 
     def _write(self, path: Path, entries: Sequence[Entry]) -> None:
@@ -163,8 +163,7 @@ class WorkloadLog:
         }
         arrays: dict[str, Any] = {"vectors": np.stack(vectors)} if vectors else {}
         digest = xxhash.xxh3_64_hexdigest(orjson.dumps(meta))
-        write_arrays(_temporary(path), arrays, {"log": meta, "xxh3": digest})
-        _temporary(path).replace(path)
+        replace_arrays(path, arrays, {"log": meta, "xxh3": digest})
 
     def load(self, path: Path, schema: Schema, limits: Limits) -> None:
         """Take back what :meth:`save` wrote, as far as it is whole and still makes sense; it is only a sample."""
@@ -190,10 +189,6 @@ class WorkloadLog:
             self._entries, self.seen = entries, max(int(held["seen"]), len(entries))
         except (OSError, Corrupt, ValueError, KeyError, TypeError, IndexError):
             return
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
 
 
 def _parsed(body: Any, declared: Mapping[str, str], limits: Limits) -> Expr | None:

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from nearfield_index.errors import Corrupt
-from nearfield_index.storage.arrays import open_arrays, write_arrays
+from nearfield_index.storage.arrays import open_arrays, replace_arrays
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -58,9 +58,7 @@ class QueryLog:
             arrays: dict[str, Any] = {n: np.array(v, np.float32) for n, v in self._vectors.items() if v}
             texts = orjson.dumps({n: self._texts[n] for n in arrays})
             seen = {n: self._seen[n] for n in arrays}
-        temporary = path.with_name(path.name + ".tmp")
-        write_arrays(temporary, arrays | {"texts": np.frombuffer(texts, np.uint8)}, {"seen": seen})
-        temporary.replace(path)
+        replace_arrays(path, arrays | {"texts": np.frombuffer(texts, np.uint8)}, {"seen": seen})
 
     def load(self, path: Path) -> None:
         """Take back what :meth:`save` wrote, as far as it is readable: it is only a sample."""

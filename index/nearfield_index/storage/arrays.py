@@ -40,6 +40,18 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, obj
     return write_file(path, parts())
 
 
+def replace_arrays(path: Path, arrays: Mapping[str, Array], meta: Mapping[str, object]) -> None:
+    """Put a new file in the place of the one there is, whole at every moment; for what may be lost in a crash."""
+    temporary = temporary_of(path)
+    write_arrays(temporary, arrays, meta)
+    temporary.replace(path)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where :func:`replace_arrays` writes first."""
+    return path.with_name(path.name + ".tmp")
+
+
 def open_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """Map the file; returns (arrays, meta). The arrays are read-only views into the map, no copy.
 
