@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -90,7 +90,7 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
         collections = stats["collections"]
-        yield from _per_collection(collections)
+        yield from _per_name(_COLLECTION, "collection", ((c["name"], c) for c in collections))
         bytes_by_part = GaugeMetricFamily(
             "nearfield_index_bytes", "Bytes on disk by part", labels=["collection", "part"]
         )
@@ -99,43 +99,48 @@ class EngineCollector(Collector):
                 bytes_by_part.add_metric([collection["name"], part], float(size))
         yield bytes_by_part
         yield _recall(collections)
-        yield from _hubness(collections)
+        yield from _per_name(_HUBNESS, "collection", ((c["name"], c["hubness"]) for c in collections))
         jobs = GaugeMetricFamily("nearfield_jobs", "Jobs by state", labels=["state"])
         for state in ("running", "queued"):
             jobs.add_metric([state], float(stats["jobs"][state]))
         yield jobs
-        yield from _per_scorer(stats.get("scorers", []))
+        yield from _per_name(_SCORER, "scorer", ((each["name"], each) for each in stats.get("scorers", [])))
         yield GaugeMetricFamily("nearfield_collections", "Collections", value=float(len(collections)))
 
 
-def _per_collection(collections: list[dict[str, Any]]) -> Iterator[Metric]:
-    families: list[tuple[str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = [
-        ("points", GaugeMetricFamily, "nearfield_points", "Points alive"),
-        ("segments", GaugeMetricFamily, "nearfield_segments", "Segments that a query reads"),
-        ("tail_points", GaugeMetricFamily, "nearfield_tail_points", "Points in memory, not yet in a segment"),
-        ("sequence", GaugeMetricFamily, "nearfield_sequence", "Number of the last change"),
-        ("queries", CounterMetricFamily, "nearfield_queries", "Queries answered"),
-        ("distances", CounterMetricFamily, "nearfield_distance_computations", "Distances computed"),
-        ("exact_rows", CounterMetricFamily, "nearfield_exact_rows", "Rows scanned exactly"),
-    ]
+_Family = tuple[str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]
+
+_COLLECTION: tuple[_Family, ...] = (
+    ("points", GaugeMetricFamily, "nearfield_points", "Points alive"),
+    ("segments", GaugeMetricFamily, "nearfield_segments", "Segments that a query reads"),
+    ("tail_points", GaugeMetricFamily, "nearfield_tail_points", "Points in memory, not yet in a segment"),
+    ("sequence", GaugeMetricFamily, "nearfield_sequence", "Number of the last change"),
+    ("queries", CounterMetricFamily, "nearfield_queries", "Queries answered"),
+    ("distances", CounterMetricFamily, "nearfield_distance_computations", "Distances computed"),
+    ("exact_rows", CounterMetricFamily, "nearfield_exact_rows", "Rows scanned exactly"),
+)
+_SCORER: tuple[_Family, ...] = (
+    ("calls", CounterMetricFamily, "nearfield_scorer_calls", "Calls of a scorer"),
+    ("pairs", CounterMetricFamily, "nearfield_scorer_pairs", "Pairs sent to a scorer"),
+    ("failures", CounterMetricFamily, "nearfield_scorer_failures", "Calls of a scorer that failed, wholly or in part"),
+)
+_HUBNESS: tuple[_Family, ...] = (
+    ("normalised", CounterMetricFamily, "nearfield_normalised_queries", "Queries answered with a hubness bias"),
+    ("flagged", CounterMetricFamily, "nearfield_hub_alerts", "New points far above the collection's hub scores"),
+    ("quarantined", GaugeMetricFamily, "nearfield_quarantined_points", "Points kept out of results"),
+)
+
+
+def _per_name(
+    families: Sequence[_Family], label: str, figures: Iterable[tuple[str, Mapping[str, Any]]]
+) -> Iterator[Metric]:
+    """Every family with a value for each name that has one."""
+    held = list(figures)
     for key, family, name, text in families:
-        metric = family(name, text, labels=["collection"])
-        for collection in collections:
-            if key in collection:
-                metric.add_metric([collection["name"]], float(collection[key]))
-        yield metric
-
-
-def _per_scorer(scorers: list[dict[str, Any]]) -> Iterator[Metric]:
-    families = [
-        ("calls", "nearfield_scorer_calls", "Calls of a scorer"),
-        ("pairs", "nearfield_scorer_pairs", "Pairs sent to a scorer"),
-        ("failures", "nearfield_scorer_failures", "Calls of a scorer that failed, wholly or in part"),
-    ]
-    for key, family, text in families:
-        metric = CounterMetricFamily(family, text, labels=["scorer"])
-        for scorer in scorers:
-            metric.add_metric([scorer["name"]], float(scorer[key]))
+        metric = family(name, text, labels=[label])
+        for owner, values in held:
+            if key in values:
+                metric.add_metric([owner], float(values[key]))
         yield metric
 
 
@@ -150,17 +155,3 @@ def _recall(collections: Iterable[Mapping[str, Any]]) -> Metric:
         for bucket in collection["recall"]:
             metric.add_metric([collection["name"], bucket["plan"], bucket["selectivity"]], bucket["recall"])
     return metric
-
-
-def _hubness(collections: list[dict[str, Any]]) -> Iterator[Metric]:
-    """What hubness normalisation and the hub monitor did."""
-    families: list[tuple[str, type[GaugeMetricFamily] | type[CounterMetricFamily], str, str]] = [
-        ("normalised", CounterMetricFamily, "nearfield_normalised_queries", "Queries answered with a hubness bias"),
-        ("flagged", CounterMetricFamily, "nearfield_hub_alerts", "New points far above the collection's hub scores"),
-        ("quarantined", GaugeMetricFamily, "nearfield_quarantined_points", "Points kept out of results"),
-    ]
-    for key, family, name, text in families:
-        metric = family(name, text, labels=["collection"])
-        for collection in collections:
-            metric.add_metric([collection["name"]], float(collection["hubness"][key]))
-        yield metric
