@@ -123,9 +123,8 @@ class RecallMonitor:
         )
         with self._lock:
             views = {id(waiting.view) for waiting in self._waiting} | {id(view)}
-            if len(self._waiting) >= _WAITING or len(views) > _VIEWS:
-                return
-            self._waiting.append(sample)
+            if len(self._waiting) < _WAITING and len(views) <= _VIEWS:
+                self._waiting.append(sample)
             due = not self._scheduled and time.monotonic() >= self._resume
             self._scheduled = self._scheduled or due
         if due:

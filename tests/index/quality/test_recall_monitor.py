@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,28 @@ def test_a_missed_target_raises_the_aim_and_is_told(tmp_path: Path, corpus: tupl
         assert events
         assert events[0]["recall"] < 0.99
         assert monitor.margin > 0
+
+
+def test_a_queue_that_filled_up_during_the_rest_is_replayed_after_it(
+    tmp_path: Path, corpus: tuple[np.ndarray, np.ndarray]
+) -> None:
+    rows, asked = corpus
+    with Engine.open(tmp_path / "data") as engine:
+        engine.create_collection("c", {"dim": DIM, "metric": "l2", "index": {"kind": "hnsw", "m": 4}})
+        engine.write_points("c", {"ids": list(range(1_000)), "vectors": rows[:1_000]})
+        finished(engine, engine.optimize("c"))
+    trust_graphs(tmp_path / "data", effort=24)
+    with Engine.open(tmp_path / "data", options=EngineOptions(sample_rate=1.0)) as engine:
+        monitor = engine._catalog.get("c").monitor
+        due: list[Any] = []
+        monitor._submit = due.append
+        monitor._resume = float("inf")
+        for query in asked[:50]:
+            engine.query("c", {"vector": query, "recall": 0.5})
+        assert not due
+        monitor._resume = 0.0
+        engine.query("c", {"vector": asked[50], "recall": 0.5})
+        assert due == [monitor._replay]
 
 
 def test_it_is_off_at_rate_zero(tmp_path: Path) -> None:
