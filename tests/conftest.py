@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from scoring import endpoint, nearness
+pytest.register_assert_rewrite("conformance")
+
+from scoring import endpoint, nearness  # noqa: E402
 
 
 @pytest.fixture

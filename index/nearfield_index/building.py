@@ -7,12 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import orjson
 
+from nearfield_index.backends.gpu.device import Device
 from nearfield_index.backends.space import stored
 from nearfield_index.errors import Busy, NearfieldError
 from nearfield_index.execution.cost import Calibration
@@ -23,6 +25,7 @@ from nearfield_index.quality import calibration
 from nearfield_index.quality.layouts import LayoutPolicy
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.quality.workload import WORTH, WorkloadLog
+from nearfield_index.residents import Residents
 from nearfield_index.segments.compaction import SegmentSize, plan_merge
 from nearfield_index.segments.live import LiveSegments
 from nearfield_index.segments.normal import NormalField
@@ -52,6 +55,7 @@ class Builder:
         log: WorkloadLog,
         turn: AbstractContextManager[object],
         maintenance: Maintenance,
+        device: Device | None = None,
     ) -> None:
         """``turn`` is the collection's write turn: held for the moment in which a view is replaced."""
         self._name = name
@@ -62,6 +66,8 @@ class Builder:
         self.layouts = LayoutPolicy(live, log)
         self._turn = turn
         self._maintenance = maintenance
+        self._device = device
+        self.residents = Residents(device)
         self._guard = Lock()
         self._wanted = 0
         self._new_queries = False
@@ -78,6 +84,8 @@ class Builder:
         """Queue a compaction when the policy finds something to merge, or a segment was never calibrated."""
         if time.monotonic() >= self._not_before and (plan_merge(self._sizes(), full=False) or self._uncalibrated()):
             self._submit("compact", self._compact, priority=5)
+        elif any(self.residents.lacks(segment) for segment, _ in self._live.view.segments):
+            self._submit("upload", self._upload_all, priority=6)
 
     def schedule_calibration(self) -> None:
         """Queue a new calibration on the queries seen so far."""
@@ -112,12 +120,32 @@ class Builder:
             while names := plan_merge(self._sizes(), full=False):
                 self._merge(job, names, lambda done: job.report(0.9 * done))
             self._calibrate(job, self._uncalibrated())
+            self._upload_all(job)
         except Exception:
             # What failed would fail again at once, and every write asks for it: wait longer each time.
             self._failures += 1
             self._not_before = time.monotonic() + min(_LONGEST_WAIT_S, 2.0**self._failures)
             raise
         self._failures = 0
+
+    def _upload_all(self, job: Job) -> None:
+        """Put on the device what should lie there and does not."""
+        for segment, _ in self._live.view.segments:
+            if self.residents.lacks(segment):
+                self._upload(job, segment)
+
+    def _upload(self, job: Job, segment: Segment) -> None:
+        for name, part in segment.fields.items():
+            if not self.residents.wanted or not self.residents.suits(segment, part):
+                continue
+            job.report(job.progress, "uploading")
+            sample = self._reservoir.sample(name)
+            known = self.calibrations.get((segment.name, name))
+            if known is None:  # it has no index, only prices
+                known = calibration.calibrate(part, sample, threads=BACKGROUND, step=lambda done: None)
+            face = self.residents.put(segment, name, part, sample, lambda done: job.report(job.progress))
+            if face is not None:
+                self._adopt(segment.name, {name: replace(known, device=face)})
 
     def _recalibrate(self, job: Job) -> None:
         job.joinable = False
@@ -147,6 +175,7 @@ class Builder:
                     self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
             # A segment built just now was calibrated on the way.
             self._calibrate(job, [s for s, _ in self._live.view.segments if s.name in before])
+            self._upload_all(job)
             with self._turn:
                 self._store.checkpoint(truncate=True)
             with self._guard:
@@ -204,11 +233,13 @@ class Builder:
                     held = [] if job.result is None else job.result.get("layouts", [])
                     job.result = (job.result or {}) | {"layouts": [*held, {"segment": segment.name, **(told or {})}]}
             except BaseException:
+                self.residents.drop([name])
                 shutil.rmtree(where / name, ignore_errors=True)
                 raise
         with self._turn:
             self._live.replace(names, segment)
         self.calibrations = {key: c for key, c in self.calibrations.items() if key[0] not in names}
+        self.residents.drop(names)
         self.keep_log()
 
     def keep_log(self) -> None:
@@ -268,6 +299,7 @@ class Builder:
         if measured:
             calibration.save(self._calibration_path(segment.name), measured)
             self._adopt(segment.name, measured)
+        self._upload(job, segment)
 
     def calibrate_face(self, segment: Segment, field: str, face: FieldPart, version: str, probes: Floats) -> None:
         """Calibrate normalised search of a segment for a fit that is not in force yet, unless that is done."""

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from nearfield_index.backends import backend
+from nearfield_index.backends.gpu.device import Device
 from nearfield_index.collection import Collection
 from nearfield_index.errors import Conflict, Corrupt, Locked, NearfieldError, NotFound, StorageFailed
 from nearfield_index.limits import Limits
@@ -58,12 +59,18 @@ class Catalog:
         limits: Limits,
         sample_rate: float = 0.0,
         scorers: Mapping[str, object] = _NO_SCORERS,
+        device: Device | None = None,
     ) -> None:
-        """Open every collection. Raises :class:`Locked` when another process holds the directory."""
+        """Open every collection. Raises :class:`Locked` when another process holds the directory.
+
+        ``device`` is released by :meth:`close`, not when opening fails.
+        """
         self.path = path
         self.limits = limits
         self._sample_rate = sample_rate
         self.scorers = Scorers(scorers)
+        self.device = device
+        """The GPU that computes beside the CPU, where there is one."""
         path.mkdir(parents=True, exist_ok=True)
         self.broken: list[Broken] = []
         self._guard = Lock()
@@ -83,6 +90,7 @@ class Catalog:
         try:
             self._open_all()
         except BaseException:
+            self.device = None  # whoever opened it releases it
             self.close()
             raise
 
@@ -123,6 +131,7 @@ class Catalog:
             sample_rate=self._sample_rate,
             scorers=self.scorers,
             scoring=self.scoring,
+            device=self.device,
         )
 
     def close(self) -> None:
@@ -141,6 +150,8 @@ class Catalog:
                 collection.close()
             except Exception:  # what was acknowledged is durable; the others are closed all the same
                 _log.exception("closing %s", collection.name)
+        if self.device is not None:
+            self.device.release()
         os.close(self._lock_file)
 
     def list(self) -> list[Collection]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from nearfield_index.backends.gpu.device import Device
 from nearfield_index.building import Builder
 from nearfield_index.errors import Conflict, InvalidRequest, NearfieldError, NotFound
 from nearfield_index.execution.batch import Report, Search
@@ -89,6 +90,7 @@ class Collection:
         sample_rate: float = 0.0,
         scorers: Scorers,
         scoring: Maintenance,
+        device: Device | None = None,
     ) -> None:
         """``scoring`` is the worker of anchor jobs, which take long and must hold up nothing else."""
         self.directory = directory
@@ -109,7 +111,7 @@ class Collection:
             self._commit, most_writes=limits.waiting_writes, most_bytes=limits.waiting_bytes
         )
         self.builder = Builder(
-            self.name, self.store, self.live, self.reservoir, self.workload, self.commits.turn, maintenance
+            self.name, self.store, self.live, self.reservoir, self.workload, self.commits.turn, maintenance, device
         )
         place = Workplace(
             directory / "hubness", self.store, self.live, self.builder, self.reservoir, watcher, self.commits.turn
@@ -136,6 +138,7 @@ class Collection:
     def close(self) -> None:
         """Stop its jobs, checkpoint, close. Searches in other threads must have ended."""
         self.maintenance.stop_jobs(self.name)
+        self.builder.residents.close()
         with self.commits.turn:
             if not self._closed:
                 self._closed = True

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from nearfield_index import describing, fitting, reading
+from nearfield_index.backends.gpu.device import open_device
+from nearfield_index.backends.gpu.setting import DeviceOptions
 from nearfield_index.catalog import Catalog, check_installed
 from nearfield_index.checking import check_directory
 from nearfield_index.collection import Collection
@@ -53,6 +55,8 @@ class EngineOptions:
     """Share of queries that are answered again exactly in the background, to measure recall; 0 switches it off."""
     scorers: Mapping[str, object] = field(default_factory=dict)
     """What ``rerank`` may name: callables ``f(query, texts) -> scores``, or ``ranking.scorer.Scorer``."""
+    device: DeviceOptions = field(default_factory=DeviceOptions)
+    """What computes: the CPU, or a GPU beside it."""
 
 
 class Engine:
@@ -64,9 +68,24 @@ class Engine:
 
     @classmethod
     def open(cls, path: str | Path, *, options: EngineOptions | None = None) -> Self:
-        """Open or create a data directory. Raises :class:`Locked` when another process holds it."""
+        """Open or create a data directory. Raises :class:`Locked` when another process holds it, and
+        :class:`InvalidRequest` when a device was named that is not there."""
         options = options or EngineOptions()
-        return cls(Catalog(Path(path), limits=options.limits, sample_rate=options.sample_rate, scorers=options.scorers))
+        device = open_device(options.device)
+        try:
+            return cls(
+                Catalog(
+                    Path(path),
+                    limits=options.limits,
+                    sample_rate=options.sample_rate,
+                    scorers=options.scorers,
+                    device=device,
+                )
+            )
+        except BaseException:
+            if device is not None:
+                device.release()
+            raise
 
     def close(self) -> None:
         """Finish what is written, stop background work, release the directory."""
@@ -88,6 +107,7 @@ class Engine:
             "limits": self._limits.to_wire(),
             "features": ["frame", "filters", "facet", "jobs", "hubness", "rerank"],
             "scorers": [each["name"] for each in self._catalog.scorers.to_wire()],
+            "device": "cpu" if self._catalog.device is None else self._catalog.device.name,
         }
 
     def ready(self) -> Json:
@@ -97,7 +117,8 @@ class Engine:
         reason = f"{len(broken)} collections do not open; run nearfield doctor" if broken else None
         if read_only:
             reason = f"read-only after a storage fault: {', '.join(read_only)}"
-        return {"ready": reason is None, "reason": reason, "read_only": read_only}
+        device = None if self._catalog.device is None else self._catalog.device.to_wire()
+        return {"ready": reason is None, "reason": reason, "read_only": read_only, "device": device}
 
     def stats(self) -> Json:
         """Figures for metrics."""
@@ -119,6 +140,7 @@ class Engine:
                 for c in self._catalog.list()
             ],
             "scorers": self._catalog.scorers.to_wire(),
+            "devices": [] if self._catalog.device is None else [self._catalog.device.to_wire()],
             "jobs": {state: sum(j.state == state for j in jobs) for state in ("running", "queued")},
         }
 

@@ -17,5 +17,8 @@ def _allowed() -> int:
 CORES = _allowed()
 """For large batches, which are worth all of them."""
 
+PARALLEL = 16
+"""From so many queries on, all cores are worth waking."""
+
 BACKGROUND = max(1, CORES - 1)
 """For builds, which leave one to those who wait."""

@@ -31,11 +31,12 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [default: 7333].")] = None,
     config: Config = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without any key.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [default: auto].")] = None,
 ) -> None:
     """Serve a data directory over HTTP. Each option is also NEARFIELD_<OPTION> and a key of the TOML file."""
     from nearfield_server.commands.serve import run
 
-    run(config, data=data, host=host, port=port, insecure=insecure or None)
+    run(config, data=data, host=host, port=port, insecure=insecure or None, device=device)
 
 
 @app.command("import")

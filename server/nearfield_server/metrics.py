@@ -105,6 +105,8 @@ class EngineCollector(Collector):
             jobs.add_metric([state], float(stats["jobs"][state]))
         yield jobs
         yield from _per_name(_SCORER, "scorer", ((each["name"], each) for each in stats.get("scorers", [])))
+        if devices := stats.get("devices"):
+            yield from _per_name(_DEVICE, "device", ((d["name"], d | {"up": d["state"] == "ready"}) for d in devices))
         yield GaugeMetricFamily("nearfield_collections", "Collections", value=float(len(collections)))
 
 
@@ -123,6 +125,15 @@ _SCORER: tuple[_Family, ...] = (
     ("calls", CounterMetricFamily, "nearfield_scorer_calls", "Calls of a scorer"),
     ("pairs", CounterMetricFamily, "nearfield_scorer_pairs", "Pairs sent to a scorer"),
     ("failures", CounterMetricFamily, "nearfield_scorer_failures", "Calls of a scorer that failed, wholly or in part"),
+)
+_DEVICE: tuple[_Family, ...] = (
+    ("up", GaugeMetricFamily, "nearfield_device_up", "1 while the device answers; while it does not, the CPU does"),
+    ("failures", CounterMetricFamily, "nearfield_device_failures", "Calls of the device that failed"),
+    ("calls", CounterMetricFamily, "nearfield_device_calls", "Searches run on the device, joined ones once"),
+    ("queries", CounterMetricFamily, "nearfield_device_queries", "Queries answered with the device"),
+    ("waiting", GaugeMetricFamily, "nearfield_device_waiting", "Searches that wait for the device"),
+    ("bytes", GaugeMetricFamily, "nearfield_device_bytes", "Bytes taken on the device"),
+    ("most_bytes", GaugeMetricFamily, "nearfield_device_most_bytes", "Bytes that may be taken on the device"),
 )
 _HUBNESS: tuple[_Family, ...] = (
     ("normalised", CounterMetricFamily, "nearfield_normalised_queries", "Queries answered with a hubness bias"),

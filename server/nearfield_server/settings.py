@@ -141,6 +141,15 @@ class Settings(BaseSettings):
     admission: Admission = Admission()
     recall_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of queries answered again exactly in the background, to measure recall; 0 switches it off."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:[0-9]{1,2})$")] = "auto"
+    """What computes: ``auto`` (a GPU beside the CPU where FAISS can use one), ``cpu`` or ``cuda:N``, which must be
+    there."""
+    device_memory_share: Annotated[float, Field(ge=0.05, le=0.95)] = 0.8
+    """Share of the device's memory that is taken at most."""
+    device_form: Literal["auto", "flat", "cagra", "ivf", "ivfpq", "none"] = "auto"
+    """What segments become on the device; ``auto`` goes by their size, ``none`` uses the device for builds only."""
+    device_builds: bool = True
+    """Whether the device builds graphs and clusters."""
     scorers: dict[str, ScorerSettings] = {}
     """Expensive relevance models by name."""
     metrics_public: bool = False

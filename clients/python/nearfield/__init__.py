@@ -110,17 +110,24 @@ def connect(
     return Client(HttpTransport(options))
 
 
-def open(path: str | os.PathLike[str], *, scorers: Mapping[str, object] | None = None) -> Client:
+def open(
+    path: str | os.PathLike[str],
+    *,
+    scorers: Mapping[str, object] | None = None,
+    device: str = "auto",
+    device_memory_share: float = 0.8,
+) -> Client:
     """Open (or create) the data directory ``path`` with the engine in this process.
 
     ``scorers`` are what ``query(rerank={"scorer": name, ..})`` may name: functions ``f(query, texts)`` that return one
-    score a text, or objects as in ``nearfield.scorers``.
-    The directory stays locked until the client is closed. Raises Locked if another process holds it, and
-    ImportError, naming the extra to install, without the engine.
+    score a text, or objects as in ``nearfield.scorers``. ``device`` is ``auto`` (a GPU beside the CPU where FAISS can
+    use one), ``cpu`` or ``cuda:N``, of whose memory ``device_memory_share`` is taken at most.
+    The directory stays locked until the client is closed. Raises Locked if another process holds it, InvalidRequest if
+    a device is named that is not there, and ImportError, naming the extra to install, without the engine.
     """
     from nearfield.local import LocalTransport
 
-    return Client(LocalTransport(path, scorers))
+    return Client(LocalTransport(path, scorers, device=device, device_memory_share=device_memory_share))
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from nearfield import bulk, errors, operations, points
@@ -24,11 +25,18 @@ async def connect(url: str, **options: Any) -> AsyncClient:
     return AsyncClient(AsyncHttpTransport(HttpOptions.of(url, **options)))
 
 
-async def open(path: str | os.PathLike[str], *, scorers: Mapping[str, object] | None = None) -> AsyncClient:
+async def open(
+    path: str | os.PathLike[str],
+    *,
+    scorers: Mapping[str, object] | None = None,
+    device: str = "auto",
+    device_memory_share: float = 0.8,
+) -> AsyncClient:
     """Return a client of the engine in this process, whose calls run in threads. See ``nearfield.open``."""
     from nearfield.local import AsyncLocalTransport, LocalTransport
 
-    return AsyncClient(AsyncLocalTransport(await asyncio.to_thread(LocalTransport, path, scorers)))
+    make = partial(LocalTransport, path, scorers, device=device, device_memory_share=device_memory_share)
+    return AsyncClient(AsyncLocalTransport(await asyncio.to_thread(make)))
 
 
 class AsyncClient:

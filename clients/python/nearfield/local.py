@@ -19,9 +19,15 @@ class LocalTransport:
 
     window = 1  # one writer per directory: a second request under way would only wait
 
-    def __init__(self, path: str | os.PathLike[str], scorers: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        scorers: Mapping[str, object] | None = None,
+        device: str = "auto",
+        device_memory_share: float = 0.8,
+    ) -> None:
         self.name = os.fspath(path)
-        self._engine = _open_engine(self.name, scorers or {})
+        self._engine = _open_engine(self.name, scorers or {}, device, device_memory_share)
         # a client that is dropped without close() must not keep the directory locked
         self._close = weakref.finalize(self, self._engine.close)
 
@@ -57,13 +63,15 @@ class AsyncLocalTransport:
         await asyncio.to_thread(self._inner.close)
 
 
-def _open_engine(path: str, scorers: Mapping[str, object]) -> Any:
+def _open_engine(path: str, scorers: Mapping[str, object], device: str, memory_share: float) -> Any:
     try:
+        from nearfield_index.backends.gpu.setting import DeviceOptions
         from nearfield_index.engine import Engine, EngineOptions
     except ImportError as missing:
         raise ImportError('the embedded engine is not installed: pip install "nearfield[embedded]"') from missing
     try:
-        return Engine.open(path, options=EngineOptions(scorers=scorers))
+        options = EngineOptions(scorers=scorers, device=DeviceOptions(device, memory_share))
+        return Engine.open(path, options=options)
     except _engine_error() as failure:
         raise errors.from_engine(failure) from failure
 

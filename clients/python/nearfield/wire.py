@@ -93,6 +93,10 @@ class Health(Reply):
 
     status: str = Field(examples=["ready"])
     read_only: list[str] | None = Field(None, description="Collections that stopped taking writes.")
+    device: dict[str, Any] | None = Field(
+        None,
+        description="A GPU's `name`, `state` (`ready`, or `down`: the CPU answers) and the `reason` for the latter.",
+    )
 
 
 class Info(Reply):
@@ -103,6 +107,7 @@ class Info(Reply):
     limits: dict[str, int] = Field(description="The largest of everything a request may carry.")
     features: list[str] = Field(examples=[["frame"]])
     scorers: list[str] = Field([], description="Scorers that `rerank` may name.", examples=[["relevance"]])
+    device: str = Field("cpu", description="What computes beside the CPU, or the CPU alone.", examples=["cuda:0"])
 
 
 class VectorField(Request):

@@ -9,7 +9,13 @@ from nearfield_index.backends.base import Backend
 from nearfield_index.errors import InvalidRequest
 
 _BACKENDS = {
+    "cagra": "nearfield_index.backends.gpu.cagra:Cagra",
     "exact": "nearfield_index.backends.exact:Exact",
+    "gpu-flat": "nearfield_index.backends.gpu.flat:GpuFlat",
+    "gpu-flat16": "nearfield_index.backends.gpu.flat:GpuFlatHalf",
+    "gpu-gather": "nearfield_index.backends.gpu.gathered:Gathered",
+    "gpu-ivf": "nearfield_index.backends.gpu.ivf:GpuIvf",
+    "gpu-ivfpq": "nearfield_index.backends.gpu.ivf:GpuIvfPq",
     "hnsw": "nearfield_index.backends.hnsw:Hnsw",
     "hnswlib": "nearfield_index.backends.hnswlib_graph:HnswlibGraph",
     "ivf": "nearfield_index.backends.ivf:Ivf",

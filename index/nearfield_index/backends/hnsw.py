@@ -39,7 +39,7 @@ class Hnsw:
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
         matrix = original(space.vectors.matrix, space.metric)
         if space.metric is Metric.DOT:
-            matrix = _equally_long(matrix)
+            matrix = equally_long(matrix)
         n, dim = matrix.shape
         inner = faiss.METRIC_INNER_PRODUCT if space.metric is Metric.COSINE else faiss.METRIC_L2
         graph = faiss.IndexHNSWFlat(dim, params.m, inner)
@@ -92,7 +92,7 @@ def walk_parameters(width: int, within: Bitmap | None) -> Any:
     return faiss.SearchParametersHNSW(efSearch=width, sel=faiss.IDSelectorBitmap(within.bits()))
 
 
-def _equally_long(matrix: Floats) -> Floats:
+def equally_long(matrix: Floats) -> Floats:
     """Rows with one more column that makes all of them as long as the longest (arXiv 1410.5518).
 
     Among equally long rows the nearest is the one with the largest product. Linked by plain products, short rows

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
+from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.clusters import through_clusters
 from nearfield_index.execution.cost import Calibration
@@ -77,6 +78,7 @@ class Ran(NamedTuple):
         return {
             "segment": self.segment,
             "plan": plan.kind,
+            "device": "cpu" if plan.on is None else plan.on.name,
             "effort": plan.effort,
             "queries": self.queries,
             "rows": round(plan.rows.likely),
@@ -150,7 +152,7 @@ def search_part(
         planned = _plan(part, here, groups[0], search, calibration, find_keys)
         rows, scored, ran = _alone(part, here, planned, queries, search, calibration)
         report.ran.append(ran._replace(seconds=time.perf_counter() - start))
-        return [planned.plan], here.part_rows(rows), scored
+        return [ran.plan], here.part_rows(rows), scored
     batch = _Batch(part, here, queries, search, report)
     plans: list[Plan] = []
     walks: dict[int, list[_Planned]] = {}
@@ -159,7 +161,9 @@ def search_part(
         check_deadline(search.deadline)
         planned = _plan(part, here, group, search, calibration, find_keys)
         plans.append(planned.plan)
-        if planned.plan.kind == "exact":
+        if planned.plan.on is not None:
+            batch.alone(planned, calibration)
+        elif planned.plan.kind == "exact":
             batch.scan(planned)
             scanned.append(group)
         elif here.backend is not None and here.backend.is_graph and planned.plan.kind == here.backend.kind:
@@ -331,6 +335,13 @@ def _alone(
 ) -> tuple[Rows, Doubles, Ran]:
     """One group by its own plan: matrix rows with their scores."""
     _, passing, plan = planned
+    if plan.on is not None:
+        try:
+            rows, scored, short = plan.on.answer(here, passing, plan, queries, search.k, _ranking(part, here))
+            return rows, scored, Ran(part.part.name, plan, len(queries), 0.0, plan.recall, exact=short)
+        except DeviceFailed:  # it says so itself; the query is answered all the same
+            assert plan.instead is not None
+            plan = plan.instead
     partitions = _partitions(here, plan, passing) if search.explain else None
     ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall, partitions=partitions)
     if plan.kind == "none":

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import ceil, floor, log10
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from nearfield_index.execution.device import DeviceFace
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -103,6 +106,8 @@ class Calibration:
     prices: Prices
     reaches: tuple[Reach, ...] = ()
     curves: tuple[Curve, ...] = ()
+    device: DeviceFace | None = field(default=None, compare=False, repr=False)
+    """The same rows on a GPU, while they lie there; never kept on disk."""
     _known: _Memo = field(default_factory=_Memo, compare=False, repr=False)
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil, sqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from nearfield_index.execution.cost import Calibration, Setting
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart, Rows
+
+if TYPE_CHECKING:
+    from nearfield_index.execution.device import DeviceFace
 
 _WORD = 64
 _SAMPLED_WORDS = 32
@@ -27,7 +30,8 @@ _AGAIN = 4
 class Plan(NamedTuple):
     """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf`` or ``none`` (no row passes); costs in us a query.
 
-    ``rows`` says how many rows were taken to pass; ``scan_us`` what an exact answer was taken to cost.
+    ``rows`` says how many rows were taken to pass; ``scan_us`` what an exact answer was taken to cost. ``on`` a device
+    also ``cagra``, ``gpu-ivf`` or ``gpu-ivfpq``; should it fail, the plan ``instead`` answers.
     """
 
     kind: str
@@ -38,6 +42,8 @@ class Plan(NamedTuple):
     estimated_us: float | None
     scan_us: float | None
     reason: str
+    on: DeviceFace | None = None
+    instead: Plan | None = None
 
 
 def togetherness(passing: Compiled, order: Rows | None = None) -> float:
@@ -82,7 +88,10 @@ def plan_part(
     equal predicates get equal plans however they are spelled.
     """
     rows = exactly(len(field)) if passing is None else passing.counted()
-    return _cheapest(field, calibration, passing, rows, k=k, target=target, queries=queries)
+    plan = _cheapest(field, calibration, passing, rows, k=k, target=target, queries=queries)
+    if calibration is None or calibration.device is None:
+        return plan
+    return calibration.device.cheaper(plan, passing, k=k, target=target, queries=queries)
 
 
 def _cheapest(

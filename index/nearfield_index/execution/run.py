@@ -17,10 +17,7 @@ from nearfield_index.filters.expr import Expr
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FindKeys
 from nearfield_index.segments.view import View
-from nearfield_index.threads import CORES
-
-_PARALLEL = 16
-"""From so many queries on, all cores are worth waking."""
+from nearfield_index.threads import CORES, PARALLEL
 
 
 def run(
@@ -29,7 +26,7 @@ def run(
     """The best ``search.k`` of each query, and the report of how they were found."""
     queries = queried(search.vectors, metric)
     count = len(queries)
-    faiss.omp_set_num_threads(CORES if count >= _PARALLEL else 1)
+    faiss.omp_set_num_threads(CORES if count >= PARALLEL else 1)
     report = Report()
     if not count:
         return Candidates.none(0), report

@@ -18,7 +18,6 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import Searcher
-from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt
@@ -81,13 +80,35 @@ def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[
     return Calibration(source, samples, prices, reaches=reaches, curves=curves)
 
 
+def probe_queries(field: FieldPart, sample: Floats) -> Floats:
+    """What a field is measured with, in search form: real queries where there are enough, else rows of its own."""
+    return _probes(field, sample, np.random.default_rng(_SEED))[1][0].queries
+
+
+def curves_of(
+    field: FieldPart,
+    index: Searcher,
+    sample: Floats,
+    *,
+    step: Callable[[float], None],
+    clock: Callable[[], float],
+) -> Calibration:
+    """The curves of another index over the same rows, timed by ``clock`` (seconds)."""
+    random = np.random.default_rng(_SEED)
+    source, probes = _probes(field, sample, random)
+    scans = Prices(np.inf, np.inf, np.inf, np.inf, np.inf)  # of the CPU, which are no limit to it
+    curves = _curves(field, index, probes, scans, random, step, clock)
+    return Calibration(source, sum(len(p.queries) for p in probes), scans, curves=curves)
+
+
 def _curves(
     field: FieldPart,
-    clusters: Ivf,
+    clusters: Searcher,
     probes: list[_Probe],
     prices: Prices,
     random: np.random.Generator,
     step: Callable[[float], None],
+    clock: Callable[[], float] = time.thread_time,
 ) -> tuple[Curve, ...]:
     """The nearest clusters behind filters of several selectivities and both shapes."""
     curves: list[Curve] = []
@@ -99,7 +120,7 @@ def _curves(
         for k in _KS if share >= _WIDE else _KS[:1]:
             if share * len(field) >= 5 * k:
                 for shape, filters in _filters(field, share, random):
-                    tried = [_measure(field, clusters, asked, f, k=k, limit_us=limit) for f in filters]
+                    tried = [_measure(field, clusters, asked, f, k=k, limit_us=limit, clock=clock) for f in filters]
                     worst = [
                         Setting(each[0].effort, min(s.recall for s in each), max(s.us for s in each))
                         for each in zip(*tried, strict=False)
@@ -241,12 +262,13 @@ def _timed(field: FieldPart, batches: list[Floats], within: Bitmap | None) -> fl
 
 def _measure(
     field: FieldPart,
-    clusters: Ivf,
+    clusters: Searcher,
     probes: list[_Probe],
     within: Bitmap | None,
     *,
     k: int,
     limit_us: float,
+    clock: Callable[[], float],
 ) -> tuple[Setting, ...]:
     """Settings up to the one that is good enough, or costs as much as an exact scan."""
     cases = []
@@ -257,9 +279,9 @@ def _measure(
     for effort in clusters.efforts:
         worst, slowest = 1.0, 0.0
         for probe, truth in cases:
-            start = time.thread_time()
+            start = clock()
             _, found = clusters.search(probe.queries, k + 1, effort=effort, within=within)
-            us = (time.thread_time() - start) * 1e6 / len(probe.queries)
+            us = (clock() - start) * 1e6 / len(probe.queries)
             worst = min(worst, _cautious_recall(_without_own(found, probe.own, k), truth))
             slowest = max(slowest, us)
         settings.append(Setting(effort, worst, slowest))

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from nearfield_index.backends.gpu.setting import DeviceOptions
 from nearfield_index.engine import Engine, EngineOptions
 from nearfield_server.app import create_app
 from nearfield_server.commands.outcome import USAGE, explained, fail
@@ -43,7 +44,14 @@ def engine_options(settings: Settings) -> EngineOptions:
         waiting_writes=settings.admission.writes,
         waiting_bytes=settings.admission.write_bytes,
     )
-    return replace(usual, limits=limits, sample_rate=settings.recall_sample_rate, scorers=build_scorers(settings))
+    device = DeviceOptions(settings.device, settings.device_memory_share, settings.device_form, settings.device_builds)
+    return replace(
+        usual,
+        limits=limits,
+        sample_rate=settings.recall_sample_rate,
+        scorers=build_scorers(settings),
+        device=device,
+    )
 
 
 def banner(settings: Settings, port: int) -> str:

@@ -59,9 +59,10 @@ async def readyz(request: Request) -> Response:
     state = await asyncio.to_thread(service.engine.ready)
     if not state["ready"]:
         raise overloaded(503, f"The engine is not ready: {state['reason']}.", retry_after=1.0, code="not_ready")
-    if state.get("read_only"):
-        return Response(orjson.dumps({"status": "ready", "read_only": state["read_only"]}), media_type=JSON_TYPE)
-    return Response(READY, media_type=JSON_TYPE)
+    told = {"read_only": state["read_only"]} if state.get("read_only") else {}
+    if state.get("device"):  # one that is down makes nothing unready: the CPU answers
+        told["device"] = {key: state["device"][key] for key in ("name", "state", "reason")}
+    return Response(orjson.dumps({"status": "ready", **told}) if told else READY, media_type=JSON_TYPE)
 
 
 @router.get("/metrics", **documented(Scope.METRICS, reply=None, media_type="text/plain"))

@@ -1,241 +1,56 @@
-"""What every backend must do, whatever it is made of: one suite over backends x metrics."""
+"""The one suite over the CPU's backends, and segments written with each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from nearfield_index.backends import backend
-from nearfield_index.backends.base import Backend, BuildParams, Lists, Space
+from conformance import (  # noqa: F401
+    DIM,
+    ROWS,
+    Array,
+    asked,
+    build,
+    case,
+    class_of,
+    clustered,
+    metric,
+    recall_of,
+    test_a_full_bitmap_is_no_filter,
+    test_a_thousand_copies_of_one_vector,
+    test_an_empty_bitmap_gives_nothing,
+    test_duplicates_are_all_found,
+    test_finds_the_nearest_at_high_effort,
+    test_k_up_to_and_past_the_rows_there_are,
+    test_never_leaves_the_bitmap,
+    test_opened_again_it_answers_the_same,
+    test_scores_are_the_inner_products_best_first,
+    test_the_matrix_is_mapped_once_and_shared,
+    test_tiny_inputs,
+)
 from nearfield_index.backends.space import queried, stored
-from nearfield_index.bitmap import Bitmap
-from nearfield_index.errors import InvalidRequest
 from nearfield_index.schema import IndexKind, IndexSpec, Metric, Schema, VectorField
-from nearfield_index.segments.partition import cluster
 from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.writer import FieldRows, SegmentRows, write_indexed
-from nearfield_index.storage.vectors import MappedVectors, write_vectors
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-DIM = 24
-ROWS = 1_500
-PARAMS = BuildParams(m=12, ef_construction=60)
+KINDS = ["exact", "hnsw", "ivf", "hnswlib"]
 
 
-def _class(kind: str) -> type[Backend]:
-    try:
-        return backend(kind)
-    except InvalidRequest as error:
-        if error.code != "extra_missing":
-            raise
-        pytest.skip(f"the {kind} backend is NOT tested here: {error.hint}")
-
-
-def clustered(n: int, dim: int, seed: int) -> Array:
-    """Points around 20 centres."""
-    random = np.random.default_rng(seed)
-    centres = random.standard_normal((20, dim)) * 2
-    made: Array = (centres[random.integers(0, 20, n)] + random.standard_normal((n, dim))).astype(np.float32)
-    return made
-
-
-class Case:
-    """One backend built over one matrix, beside brute force."""
-
-    def __init__(self, kind: str, metric: Metric, raw: Array, directory: Path) -> None:
-        self.kind, self.metric = kind, metric
-        self.type = _class(kind)
-        clustering = cluster(stored(raw, metric), metric, threads=1)
-        self.matrix: Array = np.ascontiguousarray(stored(raw, metric)[clustering.order])
-        directory.mkdir()
-        write_vectors(directory / "vectors", self.matrix)
-        self.path = directory / "graph"
-        self.vectors = MappedVectors.open(directory / "vectors")
-        self.directory = directory
-        self.lists = clustering.lists
-        steps: list[float] = []
-        self.type.build(self.path, self.space(), PARAMS, threads=1, step=steps.append)
-        assert all(0 <= s <= 1 for s in steps)
-        self.backend = self.open()
-
-    def space(self) -> Space:
-        return Space(self.metric, self.vectors, Lists(self.lists.offsets, self.lists.centroids))
-
-    def open(self) -> Backend:
-        return self.type.open(self.path, self.space(), PARAMS)
-
-    def queries(self, raw: Array) -> Array:
-        return queried(raw, self.metric)
-
-    def search(self, queries: Array, k: int, within: Bitmap | None = None) -> tuple[Array, Array]:
-        effort = self.type.efforts[-1] if self.type.efforts else 0
-        return self.backend.search(queries, k, effort=effort, within=within)
-
-    def truth(self, queries: Array, k: int, within: Bitmap | None = None) -> Array:
-        products = self.matrix.astype(np.float64) @ queries.astype(np.float64).T
-        if within is not None:
-            products[~within.mask()] = -np.inf
-        order: Array = np.argsort(-products, axis=0, kind="stable")[:k].T
-        return order
-
-
-@pytest.fixture(scope="module", params=[Metric.COSINE, Metric.DOT, Metric.L2], ids=str)
-def metric(request: pytest.FixtureRequest) -> Metric:
-    chosen: Metric = request.param
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
     return chosen
 
 
-@pytest.fixture(scope="module", params=["exact", "hnsw", "ivf", "hnswlib"])
-def case(request: pytest.FixtureRequest, metric: Metric, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    directory = tmp_path_factory.mktemp("backend") / "case"
-    return Case(request.param, metric, clustered(ROWS, DIM, 1), directory)
-
-
-@pytest.fixture(scope="module")
-def asked() -> Array:
-    """Queries that are no rows."""
-    return clustered(40, DIM, 1_000)
-
-
-@pytest.fixture(params=["exact", "hnsw", "ivf", "hnswlib"])
-def build(request: pytest.FixtureRequest, metric: Metric, tmp_path: Path) -> Callable[[Array], Case]:
-    """``build(raw)``: the backend over data of the test's own."""
-    return lambda raw: Case(request.param, metric, raw, tmp_path / "case")
-
-
-def _recall(found: Array, truth: Array) -> float:
-    shares = [len(set(f) & set(t)) / len(t) for f, t in zip(found.tolist(), truth.tolist(), strict=True)]
-    return float(np.mean(shares))
-
-
-def test_finds_the_nearest_at_high_effort(case: Case, asked: Array) -> None:
-    queries = case.queries(asked)
-    products, rows = case.search(queries, 10)
-    assert products.shape == rows.shape == (40, 10)
-    assert rows.dtype == np.int64
-    assert _recall(rows, case.truth(queries, 10)) >= {"exact": 1.0, "hnswlib": 0.97}.get(case.kind, 0.98)
-
-
-def test_scores_are_the_inner_products_best_first(case: Case, asked: Array) -> None:
-    queries = case.queries(asked)
-    products, rows = case.search(queries, 20)
-    real = np.einsum("nkd,nd->nk", case.matrix[rows].astype(np.float64), queries.astype(np.float64))
-    np.testing.assert_allclose(products, real, rtol=1e-4, atol=1e-3)
-    # Equal up to rounding may stand either way around.
-    assert (np.diff(real, axis=1) <= 1e-3).all()
-
-
-@pytest.mark.parametrize("share", [0.7, 0.3, 0.05, 0.004])
-@pytest.mark.parametrize("shape", ["scattered", "run"])
-def test_never_leaves_the_bitmap(case: Case, asked: Array, share: float, shape: str) -> None:
-    count = int(ROWS * share)
-    random = np.random.default_rng(3)
-    chosen = np.sort(random.permutation(ROWS)[:count]) if shape == "scattered" else np.arange(200, 200 + count)
-    within = Bitmap.from_rows(ROWS, chosen)
-    for queries in (case.queries(asked), case.queries(asked[:1])):
-        products, rows = case.search(queries, 10, within)
-        assert rows.shape == (len(queries), 10)
-        found = rows[rows >= 0]
-        assert within.test(found).all()
-        assert np.isneginf(products[rows < 0]).all()
-        assert all(len(set(r[r >= 0])) == (r >= 0).sum() for r in rows)
-        if case.kind in ("exact", "ivf"):
-            assert ((rows >= 0).sum(axis=1) == min(10, count)).all()
-        if case.kind == "exact":
-            assert _recall(rows[:, : min(10, count)], case.truth(queries, min(10, count), within)) == 1.0
-
-
-def test_an_empty_bitmap_gives_nothing(case: Case, asked: Array) -> None:
-    for count in (1, 7):
-        products, rows = case.search(case.queries(asked[:count]), 5, Bitmap.none(ROWS))
-        assert (rows == -1).all()
-        assert np.isneginf(products).all()
-        assert rows.shape == products.shape == (count, 5)
-
-
-def test_a_full_bitmap_is_no_filter(case: Case, asked: Array) -> None:
-    queries = case.queries(asked)
-    _, rows = case.search(queries, 10, Bitmap.all(ROWS))
-    assert _recall(rows, case.truth(queries, 10)) >= {"exact": 1.0, "hnswlib": 0.97}.get(case.kind, 0.98)
-
-
-@pytest.mark.parametrize("k", [ROWS - 1, ROWS, ROWS + 1, 2_048])
-def test_k_up_to_and_past_the_rows_there_are(case: Case, asked: Array, k: int) -> None:
-    products, rows = case.search(case.queries(asked[:3]), k)
-    assert rows.shape == products.shape == (3, k)
-    for line, product in zip(rows, products, strict=True):
-        real = line[line >= 0]
-        assert len(set(real.tolist())) == len(real) <= ROWS
-        # A graph may leave a few rows unreached; the planner scans when fewer come back than there are.
-        assert len(real) >= (min(k, ROWS) if case.kind in ("exact", "ivf") else 0.98 * min(k, ROWS))
-        assert np.isneginf(product[line < 0]).all()
-
-
-def test_opened_again_it_answers_the_same(case: Case, asked: Array) -> None:
-    queries = case.queries(asked)
-    before = case.search(queries, 10)
-    first, case.backend = case.backend, case.open()
-    again = case.search(queries, 10)
-    np.testing.assert_array_equal(before[1], again[1])
-    np.testing.assert_array_equal(before[0], again[0])
-    assert first.nbytes == case.backend.nbytes >= 0
-
-
-def test_the_matrix_is_mapped_once_and_shared(case: Case) -> None:
-    import faiss
-
-    flat = case.vectors.flat
-    address = case.vectors.matrix.__array_interface__["data"][0]
-    assert int(faiss.downcast_index(flat).get_xb()) == address
-    assert address % 64 == 0
-    assert not case.vectors.matrix.flags.writeable
-    if case.kind == "hnsw":
-        graph: Any = case.backend
-        assert int(graph._graph.storage.this) == int(flat.this)
-        # 13 links of 4 bytes a row on two levels, far from 24 floats a row beside them
-        assert graph.nbytes < case.matrix.nbytes * 1.6
-
-
-def test_duplicates_are_all_found(build: Callable[[Array], Case]) -> None:
-    raw = np.repeat(clustered(60, DIM, 5), 20, axis=0)
-    case = build(raw)
-    queries = case.queries(raw[:1])
-    products, rows = case.search(queries, 20)
-    real = np.einsum("nkd,nd->nk", case.matrix[rows].astype(np.float64), queries.astype(np.float64))
-    best = case.matrix.astype(np.float64) @ queries[0].astype(np.float64)
-    # Links are kept to diverse neighbours, so a graph may miss some of many copies; a scan must not.
-    least = 20 if case.kind in ("exact", "ivf") else 10
-    assert (np.abs(real[0] - best.max()) <= 1e-4 * max(1.0, abs(best.max()))).sum() >= least
-    assert np.isfinite(products[rows >= 0]).all()
-
-
-def test_a_thousand_copies_of_one_vector(build: Callable[[Array], Case]) -> None:
-    raw = np.ones((1_100, DIM), dtype=np.float32)
-    case = build(raw)
-    products, rows = case.search(case.queries(raw[:2]), 5)
-    assert (rows >= 0).all()
-    assert np.isfinite(products).all()
-    assert all(len(set(r)) == 5 for r in rows.tolist())
-
-
-@pytest.mark.parametrize("n", [1, 2, 17])
-def test_tiny_inputs(build: Callable[[Array], Case], n: int) -> None:
-    case = build(clustered(n, DIM, 9))
-    queries = case.queries(clustered(3, DIM, 10))
-    _, rows = case.search(queries, 5)
-    assert [sorted(r[r >= 0].tolist()) for r in rows] == [sorted(t) for t in case.truth(queries, 5).tolist()]
-
-
-@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf", "hnswlib"])
 def test_a_segment_written_and_opened_answers_as_its_backend(
-    kind: str, metric: Metric, tmp_path: Path, asked: Array
+    kind: str,
+    metric: Metric,  # noqa: F811
+    tmp_path: Path,
+    asked: Array,  # noqa: F811
 ) -> None:
-    _class(kind)
+    class_of(kind)
     raw = clustered(ROWS, DIM, 1)
     schema = Schema({"vector": VectorField(DIM, metric)}, {}, IndexSpec(IndexKind(kind), 12, 60))
     some = np.arange(0, ROWS, 2)  # every other point lacks the vector
@@ -261,7 +76,7 @@ def test_a_segment_written_and_opened_answers_as_its_backend(
     assert (pks % 2 == 1).all(), "a point without the vector was found"
     asked_rows = stored(raw, metric)
     truth = np.argsort(-(asked_rows[some].astype(np.float64) @ queries.T.astype(np.float64)), axis=0)[:10].T
-    assert _recall(pks - 1, some[truth]) >= (1.0 if kind == "exact" else 0.98)
+    assert recall_of(pks - 1, some[truth]) >= (1.0 if kind == "exact" else 0.98)
     # ids, keys and vectors stay together through every reordering
     assert segment.ids(segment_rows[0]) == [str(p - 1) if (p - 1) % 3 else int(p - 1) for p in pks[0]]
     np.testing.assert_array_equal(part.matrix[found[0]], asked_rows[pks[0] - 1])
@@ -269,7 +84,10 @@ def test_a_segment_written_and_opened_answers_as_its_backend(
     np.testing.assert_array_equal(segment.pks[segment.rows_of(ordered)], ordered)
 
 
-def test_a_step_that_raises_stops_the_build_and_leaves_nothing(tmp_path: Path, metric: Metric) -> None:
+def test_a_step_that_raises_stops_the_build_and_leaves_nothing(
+    tmp_path: Path,
+    metric: Metric,  # noqa: F811
+) -> None:
     raw = clustered(ROWS, DIM, 1)
     schema = Schema({"vector": VectorField(DIM, metric)}, {}, IndexSpec(IndexKind.HNSW, 12, 60))
     rows = SegmentRows(

@@ -1,0 +1,116 @@
+"""CAGRA (arXiv 2308.15136): a graph built on the device, searched there, or served by the CPU as HNSW.
+
+The file of a segment holds the graph in the very format of ``backends.hnsw``, whoever built it; what lies on the device
+is made from it again, or anew, at any time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import faiss
+
+from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
+from nearfield_index.backends.gpu import library as seam
+from nearfield_index.backends.gpu.device import Device, current
+from nearfield_index.backends.gpu.searcher import LEAST_ROWS, OnDevice, Plain
+from nearfield_index.backends.hnsw import Hnsw
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.schema import Metric
+
+_DEGREE = 32
+_STEP = 32
+_MOST_K = 512
+
+
+class Cagra(OnDevice):
+    """Graph search on the device; ``effort`` is itopk_size, never below k. Takes filters while it walks."""
+
+    kind: ClassVar[str] = "cagra"
+    efforts: ClassVar[tuple[int, ...]] = (32, 64, 96, 128, 192, 256, 384, 512)
+    is_graph: ClassVar[bool] = True
+
+    def __init__(self, space: Space, device: Device) -> None:
+        # Read by the index as long as it lives.
+        self._plain = Plain.of(space) if len(space.vectors.matrix) >= LEAST_ROWS else None
+        super().__init__(space, device)
+
+    @classmethod
+    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
+        """Build on the device that is open, and write what the CPU serves as HNSW.
+
+        Few rows are built on the CPU. Raises whatever the device raises; nothing is written then.
+        """
+        if len(space.vectors.matrix) < LEAST_ROWS:
+            return Hnsw.build(path, space, params, threads=threads, step=step)
+        device = current()
+        plain = Plain.of(space)
+        step(0.0)
+        graph = device.worker.run(lambda: served_by_cpu(device, plain, params.m))
+        step(1.0)
+        faiss.write_index(graph, str(path), faiss.IO_FLAG_SKIP_STORAGE)
+
+    @classmethod
+    def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
+        return rows * 4 * (columns + 1 + _DEGREE)
+
+    @property
+    def least(self) -> int:
+        return LEAST_ROWS
+
+    @property
+    def most_k(self) -> int:
+        return _MOST_K
+
+    @property
+    def plain(self) -> Plain:
+        """The rows as the graph has them."""
+        assert self._plain is not None
+        return self._plain
+
+    def _put(self) -> seam.Held | str:
+        if self._plain is None:
+            return "too few rows: they are scanned"
+        index, made_with = _trained(self.device, self._plain, _DEGREE)
+        return seam.Held(self.device.library, index, made_with)
+
+    def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        asked = self.plain.asked(queries)
+        width = -(-max(effort, k) // _STEP) * _STEP
+        held: seam.Held = self.held
+        found, rows = held.search(asked, k, within=within, parameters="SearchParametersCagra", itopk_size=width)
+        return self.plain.products(asked, found), rows
+
+
+def served_by_cpu(device: Device, plain: Plain, m: int) -> Any:
+    """A graph of ``2 m`` links a row built on the device, as the HNSW graph that the CPU walks; without its rows."""
+    index, _ = _trained(device, plain, 2 * m)
+    columns, metric = plain.columns, _metric(plain)
+    copied = faiss.IndexHNSWCagra(columns, m, metric)
+    copied.base_level_only = False  # with its upper levels it is walked as any HNSW graph
+    index.copyTo(copied)
+    graph = faiss.IndexHNSWFlat(columns, m, metric)
+    graph.hnsw = copied.hnsw
+    graph.ntotal = copied.ntotal
+    return graph
+
+
+def _trained(device: Device, plain: Plain, degree: int) -> tuple[Any, Any]:
+    """In the worker's thread."""
+    made_with = seam.config(
+        device.library,
+        "GpuIndexCagraConfig",
+        device.number,
+        graph_degree=degree,
+        intermediate_graph_degree=2 * degree,
+        build_algo=device.library.graph_build_algo_NN_DESCENT,
+        guarantee_connectivity=True,
+    )
+    index = device.library.GpuIndexCagra(device.resources, plain.columns, _metric(plain), made_with)
+    index.train(plain.matrix)  # which reads them later, too
+    return index, made_with
+
+
+def _metric(plain: Plain) -> int:
+    return int(faiss.METRIC_INNER_PRODUCT if plain.metric is Metric.COSINE else faiss.METRIC_L2)

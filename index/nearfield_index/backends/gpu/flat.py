@@ -1,0 +1,174 @@
+"""Every row compared on the device: in float32, or in half the memory as float16 with an exact second look."""
+
+from __future__ import annotations
+
+from math import ceil, log2, sqrt
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nearfield_index.backends.base import Floats, Rows, Space
+from nearfield_index.backends.exact import nothing, scan
+from nearfield_index.backends.gpu import library as seam
+from nearfield_index.backends.gpu.device import Device
+from nearfield_index.backends.gpu.searcher import OnDevice, reranked
+from nearfield_index.backends.space import original
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.errors import InvalidRequest
+from nearfield_index.schema import Metric
+
+_PROBES = 32
+SAFETY = 4.0
+"""A device is taken to be so much further off than was seen."""
+
+_ROUND_ROWS = 2.0**-10  # a product of two vectors that were both rounded to float16, by their lengths
+_VANISHED = 2.0**-22  # what is too small for float16 is lost there, by the root of the columns
+_WIDTH, _MOST_WIDTH = 2, 4_096
+_SEED = 20_261_125
+
+
+class GpuFlat(OnDevice):
+    """A scan in float32. Stateless beside the rows; ``effort`` means nothing here."""
+
+    kind: ClassVar[str] = "gpu-flat"
+    half: ClassVar[bool] = False
+
+    def __init__(self, space: Space, device: Device) -> None:
+        super().__init__(space, device)
+        self.off = deviation(self)
+        """How far products were seen to be off, in units of query length x longest row."""
+
+    @classmethod
+    def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
+        return rows * columns * (2 if cls.half else 4)
+
+    @property
+    def error(self) -> float:
+        """How far the products of an answer may be off, in those units: as float32 arithmetic has it, and more where
+        this device was seen to be further off."""
+        return max(single_error(self.space.vectors.matrix.shape[1]), SAFETY * self.off)
+
+    def _put(self) -> seam.Held:
+        matrix = self.space.vectors.matrix
+        library = self.device.library
+        made_with = seam.config(library, "GpuIndexFlatConfig", self.device.number, useFloat16=self.half)
+        args = (self.device.resources, matrix.shape[1], library.METRIC_INNER_PRODUCT, made_with)
+        index = library.GpuIndexFlat(*args)
+        if len(matrix):
+            index.add(self._rows(matrix))
+        return seam.Held(library, index, made_with)
+
+    def _rows(self, matrix: Floats) -> Floats:
+        return np.ascontiguousarray(matrix)
+
+    def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        held: seam.Held = self.held
+        return held.search(queries, k, within=within, parameters="SearchParameters")
+
+
+class GpuFlatHalf(GpuFlat):
+    """A scan in float16 of more candidates than asked, which are compared again in float32.
+
+    How many more is decided by each query: the answer is given once no row that was left out could belong, whatever
+    its rounding; past 4,096 candidates the CPU scans. So answers are those of a scan in float32. Not for l2, whose
+    squared lengths are too large a number to be kept as a float16.
+    """
+
+    kind: ClassVar[str] = "gpu-flat16"
+    half: ClassVar[bool] = True
+
+    def __init__(self, space: Space, device: Device) -> None:
+        if space.metric is Metric.L2:
+            raise InvalidRequest("float16 rows are for cosine and dot; use gpu-flat", field="index.kind")
+        self.longest = longest_row(space.vectors.matrix)
+        self._scale = scale_of(self.longest)
+        super().__init__(space, device)
+
+    def _rows(self, matrix: Floats) -> Floats:
+        return np.ascontiguousarray(matrix * np.float32(self._scale))
+
+    def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        """Rough products in units of query length x longest row, a power of two either way."""
+        scales = np.array([scale_of(length) for length in np.linalg.norm(queries, axis=1).tolist()], dtype=np.float32)
+        found, rows = super().call(queries * scales[:, None], k, effort, within)
+        return found / (scales[:, None] * np.float32(self._scale)), rows
+
+    @property
+    def error(self) -> float:
+        return single_error(self.space.vectors.matrix.shape[1])
+
+    def _search(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        def rough(asked: Floats, width: int) -> tuple[Floats, Rows]:
+            return OnDevice._search(self, asked, width, effort, within)
+
+        error = max(half_error(queries.shape[1]), SAFETY * self.off)
+        return certain(self.space, queries, k, within, rough, error * self.longest)
+
+
+def certain(
+    space: Space, queries: Floats, k: int, within: Bitmap | None, rough: Any, error: float
+) -> tuple[Floats, Rows]:
+    """The exact best k through ``rough(queries, width)``, whose products are off by ``error`` x query length at most.
+
+    A row that was not fetched had a rough product no better than the last one fetched.
+    """
+    matrix = space.vectors.matrix
+    available = len(matrix) if within is None else within.count
+    best, at = nothing(len(queries), k)
+    slack = np.linalg.norm(queries, axis=1) * error
+    open_ = np.arange(len(queries))
+    width = min(available, _WIDTH * k + 32)
+    while len(open_):
+        asked = queries[open_]
+        if width > max(_MOST_WIDTH, 2 * k):
+            found, rows = scan(matrix, space.vectors.flat, asked, k, within)
+            best[open_], at[open_] = found, rows
+            break
+        products, rows = rough(asked, width)
+        found, rows = reranked(matrix, asked, rows, k)
+        best[open_], at[open_] = found, rows
+        if width == available:
+            break
+        open_ = open_[found[:, -1] < products[:, -1] + slack[open_]]
+        width = min(available, 4 * width)
+    return best, at
+
+
+def single_error(columns: int) -> float:
+    """How far a float32 product of vectors may be off, in units of their lengths."""
+    return 4 * sqrt(columns) * 2.0**-24
+
+
+def half_error(columns: int) -> float:
+    """The same of vectors that were rounded to float16, added up in float32."""
+    return _ROUND_ROWS + sqrt(columns) * _VANISHED + single_error(columns)
+
+
+def longest_row(matrix: Floats) -> float:
+    """The length of the longest row; 0 of none."""
+    return float(np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64).max(initial=0.0)))
+
+
+def scale_of(length: float) -> float:
+    """The power of two that brings a length to at most 1; it changes no digit."""
+    return 2.0 ** -ceil(log2(length)) if 1e-30 < length < 1e30 else 1.0
+
+
+def deviation(index: OnDevice) -> float:
+    """How far an exhaustive index's products with some rows were off from float64, in units of query length x longest
+    row (l2: plus half the square of that length, as the extra column has it)."""
+    matrix = index.space.vectors.matrix
+    if not len(matrix):
+        return 0.0
+    own = original(matrix, index.space.metric)
+    chosen = np.sort(np.random.default_rng(_SEED).permutation(len(matrix))[:_PROBES])
+    queries = np.array(matrix[chosen])
+    if index.space.metric is Metric.L2:
+        queries[:, -1] = 1.0
+    found, rows = index.device.worker.run(lambda: index.call(queries, min(_PROBES, len(matrix)), 0, None))
+    real = np.einsum("nkd,nd->nk", matrix[np.maximum(rows, 0)].astype(np.float64), queries.astype(np.float64))
+    lengths = np.linalg.norm(own[chosen], axis=1)
+    most = longest_row(own)
+    size = lengths * most + (most**2 / 2 if index.space.metric is Metric.L2 else 0.0)
+    apart = np.where(rows >= 0, np.abs(real - found), 0.0).max(axis=1)
+    return float((apart / np.maximum(size, 1e-30)).max())

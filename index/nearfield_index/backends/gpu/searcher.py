@@ -1,0 +1,189 @@
+"""What the indexes on a device have in common: the way through the worker, and products from distances."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
+from nearfield_index.backends.exact import nothing, pad, scan
+from nearfield_index.backends.gpu.device import Device, current
+from nearfield_index.backends.gpu.health import DeviceFailed
+from nearfield_index.backends.hnsw import equally_long
+from nearfield_index.backends.space import original
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.schema import Metric
+
+LEAST_ROWS = 1_000
+"""Fewer rows are no graph's and no quantizer's business: they are scanned."""
+
+_MOST_QUERIES = 16_384
+_CSR_SHARE = 0.1
+_CSR_BYTES = 24  # of one entry of the product that cuVS makes of queries and passing rows, with room to sort
+_RERANKED = 8_000_000  # values gathered at a time
+
+
+class OnDevice(ABC):
+    """A searcher whose work is done by the worker of its device. Closed, it fails like a lost device."""
+
+    kind: ClassVar[str]
+    efforts: ClassVar[tuple[int, ...]] = ()
+    is_graph: ClassVar[bool] = False
+
+    def __init__(self, space: Space, device: Device) -> None:
+        """Put the rows on the device. Raises :class:`DeviceFailed` where it fails, or has no memory left to give."""
+        self.space = space
+        self.device = device
+        rows, columns = space.vectors.matrix.shape
+        self._nbytes = self.bytes_needed(rows, columns, space.metric)
+        if not device.take(self._nbytes):
+            raise DeviceFailed(f"{self._nbytes:,} bytes are more than is left of the memory share")
+        try:
+            self._held: Any = device.worker.run(self._put)
+        except BaseException as error:
+            device.give_back(self._nbytes)
+            if isinstance(error, Exception) and not isinstance(error, DeviceFailed):
+                raise DeviceFailed(f"{self.kind} could not be made: {error}") from error
+            raise
+
+    @classmethod
+    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
+        """Nothing to write: what lies on a device is made from the matrix when the segment is opened."""
+        return None
+
+    @classmethod
+    def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
+        """On the device that is open in this process."""
+        return cls(space, current())
+
+    @classmethod
+    @abstractmethod
+    def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
+        """Bytes it will take on the device."""
+
+    @abstractmethod
+    def _put(self) -> Any:
+        """Make the index; in the worker's thread."""
+
+    @abstractmethod
+    def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        """The search itself; in the worker's thread."""
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    @property
+    def least(self) -> int:
+        """Matrices of fewer rows are scanned on the CPU."""
+        return 0
+
+    @property
+    def most_k(self) -> int:
+        """For more than so many neighbours it scans on the CPU."""
+        return 1 << 14
+
+    def most_queries(self, k: int, within: Bitmap | None) -> int:
+        """Under a selective filter cuVS makes an entry of every query and passing row."""
+        if within is None or within.share > _CSR_SHARE:
+            return _MOST_QUERIES
+        return max(1, min(_MOST_QUERIES, self.device.scratch_bytes // (_CSR_BYTES * max(1, within.count))))
+
+    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        n = len(self.space.vectors.matrix)
+        fetch = min(k, n if within is None else within.count)
+        if fetch == 0 or not len(queries):
+            return nothing(len(queries), k)
+        if n < self.least or fetch > self.most_k:
+            return scan(self.space.vectors.matrix, self.space.vectors.flat, queries, k, within)
+        if within is not None and within.count == n:
+            within = None
+        found, rows = self._search(np.ascontiguousarray(queries, dtype=np.float32), fetch, effort, within)
+        return pad(found, rows, k)
+
+    def _search(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        return self.device.worker.search(self, queries, k, effort, within)
+
+    def close(self) -> None:
+        """Free the memory, in the worker's thread; searches fail from then on."""
+
+        def drop() -> None:
+            self._held = None
+
+        try:
+            self.device.worker.run(drop)
+        except DeviceFailed:  # its thread has ended, and nobody else uses the index
+            drop()
+        self.device.give_back(self._nbytes)
+
+    @property
+    def held(self) -> Any:
+        """What :meth:`_put` made. Raises :class:`DeviceFailed` once closed."""
+        if self._held is None:
+            raise DeviceFailed("the index was closed")
+        return self._held
+
+
+class Plain(NamedTuple):
+    """Rows in the form that graphs and inverted lists are made of: under cosine by product, else by L2 distance.
+
+    Those of dot are all made equally long (:func:`equally_long`), which leaves one order for product and distance.
+    """
+
+    matrix: Floats
+    metric: Metric
+    columns: int
+    length: float
+    """Of every row, under dot."""
+
+    @classmethod
+    def of(cls, space: Space, *, multiple: int = 1) -> Plain:
+        """``multiple``: columns are filled up with zeros, which change no distance, to a multiple of this."""
+        matrix = original(space.vectors.matrix, space.metric)
+        length = 0.0
+        if space.metric is Metric.DOT:
+            matrix = equally_long(matrix)
+            length = float(np.linalg.norm(matrix[:1].astype(np.float64)))
+        columns = -(-matrix.shape[1] // multiple) * multiple
+        return cls(_filled(matrix, columns), space.metric, columns, length)
+
+    def asked(self, queries: Floats) -> Floats:
+        """Queries in search form as such rows are asked."""
+        return _filled(original(queries, self.metric), self.columns)
+
+    def without_rows(self) -> Plain:
+        """The form alone, once the rows lie elsewhere."""
+        return self._replace(matrix=np.empty((0, self.columns), dtype=np.float32))
+
+    def products(self, asked: Floats, found: Floats) -> Floats:
+        """What FAISS found, as inner products of search form and stored rows."""
+        if self.metric is Metric.COSINE:
+            return found
+        squares = np.einsum("ij,ij->i", asked, asked)[:, None] + np.float32(self.length**2)
+        made: Floats = (squares - found) * np.float32(0.5)
+        return made
+
+
+def _filled(matrix: Floats, columns: int) -> Floats:
+    """With columns of zeros up to so many; the same array where it is as wide and contiguous."""
+    if matrix.shape[1] == columns:
+        return np.ascontiguousarray(matrix)
+    return np.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])))
+
+
+def reranked(matrix: Floats, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
+    """The best k of ``rows`` ``(n, width)`` (-1: none) by float32 products with the stored rows themselves."""
+    n, width = rows.shape
+    inner = np.full((n, width), -np.inf, dtype=np.float32)
+    block = max(1, _RERANKED // max(1, width * matrix.shape[1]))
+    for start in range(0, n, block):
+        part = rows[start : start + block]
+        vectors = matrix[np.maximum(part, 0)]
+        products = np.matmul(vectors, queries[start : start + block, :, None])[:, :, 0]
+        inner[start : start + block] = np.where(part >= 0, products, np.float32(-np.inf))
+    order = np.argsort(-inner, axis=1, kind="stable")[:, :k]
+    found, best = np.take_along_axis(inner, order, 1), np.take_along_axis(rows, order, 1)
+    return found, np.where(np.isfinite(found), best, -1)

@@ -1,0 +1,72 @@
+"""What a field costs on a device, and which recall its index there reaches: measured when it is put there.
+
+By the wall clock, since a device does not use this process's processor time: the least of a few.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from nearfield_index.backends.base import Floats, Searcher
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.device import DeviceField, DevicePrices, Line
+from nearfield_index.execution.exact import exact_rows
+from nearfield_index.quality import calibration
+
+_REPEATS = 3
+_BATCH = 64
+_K = 10
+_MASKED, _SPARSE = 2, 50
+_SEED = 20_261_125
+
+
+def measured(field: DeviceField, sample: Floats) -> DeviceField:
+    """The field with its prices. ``sample``: raw real queries, or none. Every kernel is warm afterwards.
+
+    Raises :class:`DeviceFailed`.
+    """
+    queries = calibration.probe_queries(field, sample)
+    queries = np.resize(queries, (_BATCH, queries.shape[1]))
+    n = len(field)
+    order = np.random.default_rng(_SEED).permutation(n)
+    half, few = (Bitmap.from_rows(n, np.sort(order[: max(1, n // share)])) for share in (_MASKED, _SPARSE))
+    whole_only, gather_only = replace(field, gather_on=None), replace(field, whole_on=None)
+    prices = DevicePrices()
+    if field.whole_on is not None:
+        prices = replace(
+            prices,
+            whole=_line(whole_only, queries, None),
+            masked=_line(whole_only, queries, half),
+            sparse=_line(whole_only, queries, few),
+        )
+    if field.gather_on is not None:
+        prices = replace(prices, gathered=_line(gather_only, queries, few))
+    return replace(field, prices=prices)
+
+
+def curves(field: DeviceField, index: Searcher, sample: Floats, step: Callable[[float], None]) -> Calibration:
+    """Settings of an index on the device by selectivity, shape of filter and k, against exact answers.
+
+    Raises :class:`DeviceFailed`.
+    """
+    return calibration.curves_of(replace(field, backend=index), index, sample, step=step, clock=time.perf_counter)
+
+
+def _line(field: DeviceField, queries: Floats, within: Bitmap | None) -> Line:
+    one, many = (_us(field, queries[:count], within) for count in (1, len(queries)))
+    query_us = max(0.0, many - one) / (len(queries) - 1)
+    return Line(max(0.0, one - query_us), query_us, len(field) if within is None else within.count)
+
+
+def _us(field: DeviceField, queries: Floats, within: Bitmap | None) -> float:
+    taken = []
+    for _ in range(1 + _REPEATS):  # the first call makes its kernels
+        start = time.perf_counter()
+        exact_rows(field, queries, _K, within)
+        taken.append((time.perf_counter() - start) * 1e6)
+    return min(taken[1:])
