@@ -83,6 +83,7 @@ class StandIn:
         self.threads: set[str] = set()
         self.searches: list[tuple[str, int, int]] = []
         self.filtered_without_cuvs = 0
+        self.configs: list[Any] = []
 
     def StandardGpuResources(self) -> Any:
         return SimpleNamespace(setTempMemory=lambda nbytes: None)
@@ -107,9 +108,24 @@ class StandIn:
     def GpuIndexCagra(self, resources: Any, d: int, metric: int, config: GpuIndexCagraConfig) -> Any:
         return _Graph(self, config, d, metric)
 
-    def knn_gpu(self, resources: Any, xq: Any, xb: Any, k: int, *, metric: int, device: int, use_cuvs: bool) -> Any:
-        self.touched("knn_gpu", len(xq), k)
-        return faiss.knn(xq, xb, k, metric=metric)
+    def GpuDistanceParams(self) -> Any:
+        return SimpleNamespace(use_cuvs=False, device=-1, outIndices=None)
+
+    def swig_ptr(self, array: Any) -> Any:
+        return array
+
+    def bfKnn(self, resources: Any, asked: Any) -> None:
+        assert asked.use_cuvs
+        assert 0 <= asked.device < self.gpus
+        assert asked.queries.shape == (asked.numQueries, asked.dims)
+        assert asked.vectors.shape == (asked.numVectors, asked.dims)
+        self.touched("brute force", asked.numQueries, asked.k)
+        if asked.k < 0:
+            assert asked.metric == faiss.METRIC_INNER_PRODUCT
+            asked.outDistances[:] = asked.queries @ asked.vectors.T
+        else:
+            found = faiss.knn(asked.queries, asked.vectors, asked.k, metric=asked.metric)
+            asked.outDistances[:], asked.outIndices[:] = found
 
     def touched(self, what: str, queries: int, k: int) -> None:
         self.threads.add(threading.current_thread().name)
@@ -124,6 +140,7 @@ class StandIn:
 class _Index:
     def __init__(self, module: StandIn, config: Any, inner: Any) -> None:
         assert config.device < module.gpus
+        module.configs.append(config)
         self._module, self._config, self._inner = module, config, inner
 
     @property

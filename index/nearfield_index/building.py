@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from nearfield_index.backends.gpu.device import Device
+from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.backends.space import stored
 from nearfield_index.errors import Busy, NearfieldError
 from nearfield_index.execution.cost import Calibration
@@ -295,11 +296,17 @@ class Builder:
             sample = self._reservoir.sample(field)
             if version:
                 sample = self._live.fits[field].probes if field in self._live.fits else sample[:0]
-            measured[name] = calibration.calibrate(part, sample, threads=BACKGROUND, step=step)
+            judge = None if version else self._judge(job, segment, name, part, sample)
+            measured[name] = _calibrated(part, sample, step, judge)
         if measured:
             calibration.save(self._calibration_path(segment.name), measured)
             self._adopt(segment.name, measured)
         self._upload(job, segment)
+
+    def _judge(self, job: Job, segment: Segment, name: str, part: FieldPart, sample: Floats) -> FieldPart | None:
+        """The field on the device, where exact answers come quicker."""
+        face = self.residents.put(segment, name, part, sample, lambda done: job.report(job.progress))
+        return None if face is None else face.field
 
     def calibrate_face(self, segment: Segment, field: str, face: FieldPart, version: str, probes: Floats) -> None:
         """Calibrate normalised search of a segment for a fit that is not in force yet, unless that is done."""
@@ -325,6 +332,15 @@ class Builder:
 
     def _calibration_path(self, segment: str) -> Any:
         return self._live.segment_path() / segment / "calibration.json"
+
+
+def _calibrated(part: FieldPart, sample: Floats, step: Callable[[float], None], judge: FieldPart | None) -> Calibration:
+    if judge is not None:
+        try:
+            return calibration.calibrate(part, sample, threads=BACKGROUND, step=step, judge=judge)
+        except DeviceFailed as error:
+            _log.warning("calibrating on the CPU, for the device failed: %s", error)
+    return calibration.calibrate(part, sample, threads=BACKGROUND, step=step)
 
 
 def _searched(segment: Segment) -> Iterator[tuple[str, FieldPart]]:

@@ -62,8 +62,18 @@ class _Probe:
         return _Probe(self.queries[:count], self.own[:count])
 
 
-def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[[float], None]) -> Calibration:
-    """Measure a field of an indexed segment. ``sample``: raw real queries ``(n, dim)``, used if 200 or more."""
+def calibrate(
+    field: FieldPart,
+    sample: Floats,
+    *,
+    threads: int,
+    step: Callable[[float], None],
+    judge: FieldPart | None = None,
+) -> Calibration:
+    """Measure a field of an indexed segment. ``sample``: raw real queries ``(n, dim)``, used if 200 or more.
+
+    ``judge``: the same rows where exact answers come quicker, on a device; it may raise :class:`DeviceFailed`.
+    """
     if len(field) < DEPTHS[0]:
         return Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))  # nothing but exact answers make sense
     faiss.omp_set_num_threads(threads)
@@ -75,7 +85,9 @@ def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[
         return Calibration(source, samples, prices)
     reaches: tuple[Reach, ...] = ()
     if field.backend.is_graph:
-        reaches = _reaches(field, field.backend, probes, limit_us=prices.scan_us * len(field), step=step)
+        reaches = _reaches(
+            field, field.backend, probes, limit_us=prices.scan_us * len(field), step=step, judge=judge or field
+        )
     curves = _curves(field, field.clusters, probes, prices, random, step) if field.clusters is not None else ()
     return Calibration(source, samples, prices, reaches=reaches, curves=curves)
 
@@ -131,12 +143,18 @@ def _curves(
 
 
 def _reaches(
-    field: FieldPart, graph: Searcher, probes: list[_Probe], *, limit_us: float, step: Callable[[float], None]
+    field: FieldPart,
+    graph: Searcher,
+    probes: list[_Probe],
+    *,
+    limit_us: float,
+    step: Callable[[float], None],
+    judge: FieldPart,
 ) -> tuple[Reach, ...]:
     """Every effort of a graph until it costs as much as an exact scan: recall by depth, microseconds a query."""
     deepest = min(DEPTHS[-1], max(DEPTHS[0], len(field) // 4))
     depths = [depth for depth in DEPTHS if depth <= deepest]
-    truths = [_without_own(field.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
+    truths = [_without_own(judge.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
     found: list[Reach] = []
     for number, effort in enumerate(graph.efforts):
         measured = [depth for depth in depths if depth <= effort]

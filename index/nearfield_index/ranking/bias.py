@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from nearfield_index.backends.gpu.device import for_builds
+from nearfield_index.backends.gpu.kernel import products
 from nearfield_index.backends.space import ItemBiases, original, queried
 from nearfield_index.schema import Metric
 
@@ -34,6 +36,7 @@ HUB_K = 10
 """A hub is an item among the best ten of many bank queries."""
 
 _VALUES = 1 << 20  # similarities worked on at a time: they should stay in the cache
+_DEVICE_VALUES = 1 << 24  # where a device multiplies: it wants more at a time
 
 
 class Method(StrEnum):
@@ -103,7 +106,7 @@ class Bank:
 
     def similarities(self, rows: Floats) -> Floats:
         """``(n, m)`` similarities of items (stored rows) and bank."""
-        found: Floats = rows @ self.queries.T
+        found = products(rows, self.queries)
         if self.shift.any():
             found += self.shift
         return found
@@ -212,7 +215,8 @@ class BiasModel:
 
 def row_blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose products with a bank of ``width`` stay small."""
-    step = max(32, _VALUES // max(1, width))
+    values = _VALUES if for_builds() is None else _DEVICE_VALUES
+    step = max(32, values // max(1, width))
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
 

@@ -10,6 +10,8 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import Lists
+from nearfield_index.backends.gpu.device import for_builds
+from nearfield_index.backends.gpu.kernel import nearest
 from nearfield_index.backends.space import original, stored
 from nearfield_index.schema import Metric
 
@@ -42,29 +44,46 @@ def cluster(matrix: Floats, metric: Metric, *, threads: int) -> Clustering:
     count = _PER_ROOT * isqrt(n)
     chosen = np.random.default_rng(_SEED).permutation(n)[: count * _SAMPLE_PER_LIST]
     sample = np.ascontiguousarray(vectors[np.sort(chosen)])
-    kmeans = faiss.Kmeans(
-        vectors.shape[1],
-        count,
-        niter=_ROUNDS,
-        seed=_SEED,
-        spherical=metric is Metric.COSINE,
-        max_points_per_centroid=_SAMPLE_PER_LIST,
-        min_points_per_centroid=1,
-    )
-    kmeans.train(sample)
-    centroids = _along_main_axis(np.asarray(kmeans.centroids))
-    nearest = faiss.IndexFlatL2(centroids.shape[1])
-    nearest.add(centroids)
-    assigned = np.empty(n, dtype=np.int64)
-    for start in range(0, n, 65_536):
-        block = np.ascontiguousarray(vectors[start : start + 65_536])
-        assigned[start : start + len(block)] = nearest.search(block, 1)[1][:, 0]
+    found = _k_means if for_builds() is None else _k_means_on_device
+    centroids = _along_main_axis(found(sample, count, metric is Metric.COSINE))
+    assigned = nearest(vectors, centroids)
     order = np.argsort(assigned, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(assigned, minlength=count))]).astype(np.int64)
     lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
     # A cosine centroid of length zero has no direction; it keeps its place and is probed last.
     shaped = centroids / np.maximum(lengths, 1e-30) if metric is Metric.COSINE else centroids
     return Clustering(order, Lists(offsets, shaped if metric is Metric.COSINE else stored(shaped, metric)))
+
+
+def _k_means(sample: Floats, count: int, spherical: bool) -> Floats:
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        count,
+        niter=_ROUNDS,
+        seed=_SEED,
+        spherical=spherical,
+        max_points_per_centroid=_SAMPLE_PER_LIST,
+        min_points_per_centroid=1,
+    )
+    kmeans.train(sample)
+    return np.asarray(kmeans.centroids)
+
+
+def _k_means_on_device(sample: Floats, count: int, spherical: bool) -> Floats:
+    """The same rounds with the assignments on the device. A centre that nobody is nearest to starts anew at a point."""
+    random = np.random.default_rng(_SEED)
+    centroids = sample[random.permutation(len(sample))[:count]].copy()
+    for _ in range(_ROUNDS):
+        assigned = nearest(sample, centroids)
+        order = np.argsort(assigned, kind="stable")
+        filled, starts = np.unique(assigned[order], return_index=True)
+        sums = np.add.reduceat(sample[order], starts, axis=0, dtype=np.float64)
+        centroids[filled] = sums / np.diff(starts, append=len(sample))[:, None]
+        empty = np.setdiff1d(np.arange(count), filled)
+        centroids[empty] = sample[random.permutation(len(sample))[: len(empty)]]
+        if spherical:
+            centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
+    return centroids
 
 
 def _along_main_axis(centroids: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import orjson
 
 from nearfield_index.backends import backend
 from nearfield_index.backends.base import BuildParams, Space, Step
+from nearfield_index.backends.gpu.device import for_builds
+from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.backends.space import original
 from nearfield_index.points import Attributes, PointId
 from nearfield_index.schema import IndexKind, IndexSpec, Schema
@@ -27,6 +30,8 @@ from nearfield_index.storage.vectors import MappedVectors, write_vectors
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 TEMPORARY = ".building-"
@@ -196,13 +201,13 @@ class _Writer:
         vectors = MappedVectors.open(self._path / f"vectors-{name}")
         space = Space(self._schema.vectors[name].metric, vectors, lists)
         path = self._path / f"graph-{name}"
-        backend(str(kind)).build(path, space, params, threads=threads, step=step)
+        built_on = _build(kind, path, space, params, threads, step)
         if path.exists():
             sync_file(path)
             self._add(path.name, (path.stat().st_size, checksum_of(path)))
-        self._describe(name, part, kind)
+        self._describe(name, part, kind, built_on)
 
-    def _describe(self, name: str, part: FieldRows, kind: IndexKind) -> None:
+    def _describe(self, name: str, part: FieldRows, kind: IndexKind, built_on: str | None = None) -> None:
         metric = self._schema.vectors[name].metric
         vectors = original(part.matrix, metric)
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
@@ -214,6 +219,7 @@ class _Writer:
             "m": self._schema.index.m,
             "ef_construction": self._schema.index.ef_construction,
             "longest": float(np.sqrt(squares.max())) if len(squares) else 0.0,
+            **({} if built_on is None else {"built_on": built_on}),
         }
 
     def _add(self, name: str, written: tuple[int, str]) -> None:
@@ -231,6 +237,20 @@ class _Writer:
         }
         write_file(self._path / "segment.json", [orjson.dumps(head, option=orjson.OPT_INDENT_2)])
         publish_directory(self._path, self._final)
+
+
+def _build(kind: IndexKind, path: Path, space: Space, params: BuildParams, threads: int, step: Step) -> str | None:
+    """Build an index; the name of the device that did it, None for the CPU. The file is the same either way."""
+    device = for_builds() if kind is IndexKind.HNSW else None
+    if device is not None and space.vectors.nbytes >= device.options.least_bytes:
+        try:
+            backend("cagra").build(path, space, params, threads=threads, step=step)
+        except DeviceFailed as error:
+            _log.warning("a graph is built on the CPU, for %s failed: %s", device.name, error)
+        else:
+            return device.name
+    backend(str(kind)).build(path, space, params, threads=threads, step=step)
+    return None
 
 
 def _share(step: Step, start: float, share: float) -> Step:

@@ -14,6 +14,7 @@ import faiss
 from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
 from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device, current
+from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.backends.gpu.searcher import LEAST_ROWS, OnDevice, Plain
 from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.bitmap import Bitmap
@@ -40,14 +41,19 @@ class Cagra(OnDevice):
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
         """Build on the device that is open, and write what the CPU serves as HNSW.
 
-        Few rows are built on the CPU. Raises whatever the device raises; nothing is written then.
+        Few rows are built on the CPU. Raises :class:`DeviceFailed`; nothing is written then.
         """
         if len(space.vectors.matrix) < LEAST_ROWS:
             return Hnsw.build(path, space, params, threads=threads, step=step)
         device = current()
         plain = Plain.of(space)
         step(0.0)
-        graph = device.worker.run(lambda: served_by_cpu(device, plain, params.m))
+        try:
+            graph = device.worker.run(lambda: served_by_cpu(device, plain, params.m))
+        except DeviceFailed:
+            raise
+        except Exception as error:
+            raise DeviceFailed(f"the graph could not be built: {error}") from error
         step(1.0)
         faiss.write_index(graph, str(path), faiss.IO_FLAG_SKIP_STORAGE)
 

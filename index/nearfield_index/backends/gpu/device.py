@@ -140,6 +140,13 @@ def open_device(options: DeviceOptions) -> Device | None:
         return found
 
 
+def for_builds() -> Device | None:
+    """The open device, where builds may use it and it works. A device is the process's, as its cores are."""
+    with _guard:
+        found = next(iter(_open.values()), None)
+    return found if found is not None and found.options.builds and found.health.up else None
+
+
 def current() -> Device:
     """The device that an engine holds open. Raises :class:`DeviceFailed` where there is none."""
     with _guard:

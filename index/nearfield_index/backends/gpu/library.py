@@ -78,6 +78,29 @@ def config(library: Any, kind: str, number: int, **settings: Any) -> Any:
     return made
 
 
+def brute_force(
+    library: Any, resources: Any, number: int, queries: Floats, rows: Floats, k: int, *, l2: bool
+) -> tuple[Floats, Rows]:
+    """Distances and rows ``(n, k)`` without an index; with k -1 all distances ``(n, len(rows))`` and no rows.
+
+    Arrays are contiguous float32. It knows no filter.
+    """
+    asked = library.GpuDistanceParams()
+    asked.device = number
+    asked.use_cuvs = True
+    asked.metric = library.METRIC_L2 if l2 else library.METRIC_INNER_PRODUCT
+    asked.k, asked.dims = k, rows.shape[1]
+    asked.numVectors, asked.numQueries = len(rows), len(queries)
+    asked.vectors, asked.queries = library.swig_ptr(rows), library.swig_ptr(queries)
+    found = np.empty((len(queries), len(rows) if k < 0 else k), dtype=np.float32)
+    at = np.empty((len(queries), max(0, k)), dtype=np.int64)
+    asked.outDistances = library.swig_ptr(found)
+    if k > 0:
+        asked.outIndices = library.swig_ptr(at)
+    library.bfKnn(resources, asked)
+    return found, at
+
+
 class Held:
     """A FAISS index on a device and the config it was made with. Every selector passes here and nowhere else."""
 

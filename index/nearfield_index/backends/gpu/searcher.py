@@ -11,7 +11,7 @@ import numpy as np
 from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
 from nearfield_index.backends.exact import nothing, pad, scan
 from nearfield_index.backends.gpu.device import Device, current
-from nearfield_index.backends.gpu.health import DeviceFailed
+from nearfield_index.backends.gpu.health import DeviceFailed, IndexClosed
 from nearfield_index.backends.hnsw import equally_long
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
@@ -121,9 +121,9 @@ class OnDevice(ABC):
 
     @property
     def held(self) -> Any:
-        """What :meth:`_put` made. Raises :class:`DeviceFailed` once closed."""
+        """What :meth:`_put` made. Raises :class:`IndexClosed` afterwards."""
         if self._held is None:
-            raise DeviceFailed("the index was closed")
+            raise IndexClosed("the index was closed")
         return self._held
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.gpu.health import DeviceFailed, Health
+from nearfield_index.backends.gpu.health import DeviceFailed, Health, IndexClosed
 from nearfield_index.bitmap import Bitmap
 
 _log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Worker:
                 self._searches.clear()
                 self._tasks.clear()
                 if self._closed:
-                    waiting: list[Future[Any]] = [each.done for each in (*searches, *tasks)]
+                    waiting: list[Future[Any]] = [*(each.done for each in searches), *(each.done for each in tasks)]
                     for done in waiting:
                         done.set_exception(DeviceFailed("the device is closed"))
                     return
@@ -189,10 +189,10 @@ class Worker:
             try:
                 self._answer(group)
             except Exception as error:
-                self._health.failed(error)
+                if not isinstance(error, IndexClosed):
+                    self._health.failed(error)
                 for search in group:
-                    if not search.done.done():
-                        search.done.set_exception(DeviceFailed(str(error)))
+                    search.done.set_exception(DeviceFailed(str(error)))
 
     def _answer(self, group: list[_Search]) -> None:
         first = group[0]
