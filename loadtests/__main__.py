@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loadtests import corpora, report, targets
 from loadtests.samples import Samples, command
-from loadtests.workloads import WORKLOADS, batch, hybrid
+from loadtests.workloads import WORKLOADS, batch, gpu, hybrid
 from loadtests.workloads.bench import Bench, Options, setting_name
 
 _ONE_THREAD = {
@@ -55,6 +55,8 @@ def _run(given: argparse.Namespace) -> int:
         shapes=tuple(given.shapes),
         mixes=tuple(given.mixes),
         selectivity=tuple(given.selectivity),
+        quick=given.quick,
+        plans=tuple(given.plans),
     )
     name = f"{given.workload}-{corpus.name}-{target.name}-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 1000:03}"
     header = {
@@ -125,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         "--selectivity", nargs="+", type=float, default=Options.selectivity, help="shares of rows that pass (hybrid)"
     )
     run.add_argument("--mixes", nargs="+", choices=batch.MIXES, default=Options.mixes, help="which workloads (batch)")
+    run.add_argument("--quick", action="store_true", help="fewer batches and filters, a minute or two (gpu)")
+    run.add_argument("--plans", nargs="+", choices=gpu.PLANS, default=gpu.PLANS, help="which plans (gpu)")
     made = commands.add_parser("report", help="tables and figures of all samples below a directory")
     made.add_argument("directory", type=Path)
     return parser

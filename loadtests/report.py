@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtests import metrics, report_filtered, report_layout, report_monitor, report_scorer
+from loadtests import metrics, report_filtered, report_gpu, report_layout, report_monitor, report_scorer
 from loadtests.samples import Record, Run, read
 from loadtests.tables import decimal, table
 
@@ -200,6 +200,7 @@ _SECTIONS: dict[str, Callable[[Sequence[Run], Path], list[str]]] = {
     "scorer-latency": report_scorer.latency,
     "monitor": report_monitor.monitor,
     "layout": report_layout.layout,
+    "gpu": report_gpu.gpu,
 }
 _LATENCY_HEADS = ["run", "asked/s", "answered", "failed", "p50 ms", "p95 ms", "p99 ms", "worst ms"]
 

@@ -19,7 +19,7 @@ import orjson
 Record = dict[str, Any]
 
 FORMAT = 1
-_PACKAGES = ("nearfield", "faiss-cpu", "numpy", "apsw", "uvicorn", "httpx2")
+_PACKAGES = ("nearfield", "faiss-cpu", "faiss-gpu-cuvs", "numpy", "apsw", "uvicorn", "httpx2")
 
 
 class Samples:
@@ -28,6 +28,8 @@ class Samples:
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.kept: list[Record] = []
+        """What was added, but for the header."""
         self._began = time.perf_counter()
         self._file = path.open("wb")
         self.add("run", format=FORMAT, machine=machine(), versions=versions(), **header)
@@ -35,6 +37,8 @@ class Samples:
     def add(self, kind: str, **values: Any) -> None:
         """Append one record of this kind; ``at_s`` is when, in seconds since the file was begun."""
         record = {"kind": kind, "at_s": round(time.perf_counter() - self._began, 6), **values}
+        if kind != "run":
+            self.kept.append(record)
         self._file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
         self._file.flush()
 

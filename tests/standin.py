@@ -18,9 +18,12 @@ import faiss
 import numpy as np
 import pytest
 
+from nearfield_index.backends.gpu import health
 from nearfield_index.backends.gpu import library as seam
+from nearfield_index.backends.gpu.device import Device
 
 GIBIBYTE = 1 << 30
+RETRY_S = 0.02
 
 
 class _Config:
@@ -215,4 +218,12 @@ def in_place(gpus: int = 1, memory: int = GIBIBYTE) -> Iterator[StandIn]:
         module = StandIn(gpus, memory)
         patch.setattr(seam, "installed", lambda: module)
         patch.setattr(seam, "memory", lambda number: (module.memory, module.memory))
+        for name in ("_FIRST_RETRY_S", "_LAST_RETRY_S"):  # a lost device is tried again soon
+            patch.setattr(health, name, RETRY_S)
         yield module
+
+
+def healed(device: Device) -> bool:
+    """Wait until a device that was lost is back."""
+    wait = threading.Event()
+    return any(device.health.up or wait.wait(RETRY_S) for _ in range(500))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from loadtests.workloads import (
     batch,
     churn,
+    gpu,
     hybrid,
     ingest,
     layout,
@@ -29,4 +30,5 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
     "scorer-latency": scorer_latency.run,
     "monitor": monitor.run,
     "layout": layout.run,
+    "gpu": gpu.run,
 }

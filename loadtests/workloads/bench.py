@@ -39,6 +39,8 @@ class Options:
     recall: float = 0.95
     shapes: tuple[str, ...] = ("random", "clusters")
     mixes: tuple[str, ...] = ("given", "drift", "uncorrelated")
+    quick: bool = False
+    plans: tuple[str, ...] = ()
     selectivity: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9, 0.99)
 
 

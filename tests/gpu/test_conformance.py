@@ -23,16 +23,26 @@ from conformance import (  # noqa: F401
     test_the_matrix_is_mapped_once_and_shared,
     test_tiny_inputs,
 )
+from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device
+from onboard import NUMBER
+
+WHY = seam.problem(seam.installed(), NUMBER)
+if WHY is not None:
+    pytest.skip(f"NO BACKEND IS TESTED ON A GPU HERE: {WHY}", allow_module_level=True)
 
 pytestmark = pytest.mark.gpu
 
-KINDS = ["gpu-flat", "gpu-flat16", "gpu-ivf", "gpu-ivfpq", "cagra", "gpu-gather"]
+HAS_TORCH = find_spec("torch") is not None
+KINDS = ["gpu-flat", "gpu-flat16", "gpu-ivf", "gpu-ivfpq", "cagra", *(["gpu-gather"] if HAS_TORCH else [])]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest, device: Device) -> str:
     chosen: str = request.param
-    if chosen == "gpu-gather" and find_spec("torch") is None:
-        pytest.skip("gpu-gather is NOT tested on this GPU: PyTorch is not installed")
     return chosen
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="gpu-gather is NOT tested on this GPU: PyTorch is not installed")
+def test_gathered_search_is_among_what_is_tested() -> None:
+    assert "gpu-gather" in KINDS

@@ -18,14 +18,13 @@ import numpy as np
 import pytest
 
 from embedded import finished
-from nearfield_index.backends.gpu import health
 from nearfield_index.backends.gpu.device import for_builds, open_device
 from nearfield_index.backends.gpu.setting import DeviceOptions
 from nearfield_index.engine import Engine, EngineOptions
 from nearfield_index.errors import InvalidRequest
 from nearfield_index.execution import device as planned
 from nearfield_index.quality import calibration
-from standin import StandIn, in_place
+from standin import StandIn, healed, in_place
 
 N, DIM = 2_000, 16
 VECTORS = np.random.default_rng(0).standard_normal((N, DIM)).astype(np.float32)
@@ -56,8 +55,7 @@ print([*loaded, *(name for name in ("libcuda", "libcudart", "libcublas", "libcuv
 
 
 @pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.setattr(health, "_FIRST_RETRY_S", 0.0)
+def standin() -> Iterator[StandIn]:
     with in_place() as module:
         yield module
 
@@ -309,8 +307,7 @@ def test_a_lost_device_is_answered_for_at_once_shown_and_healed(
         standin.fail = None
         device = engine._catalog.device
         assert device is not None
-        for _ in range(2):  # the worker tries again between two pieces of work
-            device.worker.run(lambda: None)
+        assert healed(device)
         assert engine.ready()["device"] == engine.ready()["device"] | {"state": "ready", "reason": None}
         assert "cuda:0 is back" in caplog.text
         assert plan(engine, exact=True)["device"] == "cuda:0"

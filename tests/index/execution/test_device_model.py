@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from embedded import finished
-from nearfield_index.backends.gpu import health
 from nearfield_index.backends.gpu.setting import DeviceOptions
 from nearfield_index.engine import Engine, EngineOptions
 from nearfield_index.execution import device as planned
-from standin import in_place
+from standin import healed, in_place
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FILTERS = {None: 1.0, "most": 0.9, "some": 0.3, "few": 0.02, "none": 0.0}
@@ -55,7 +54,6 @@ class DeviceMachine(RuleBasedStateMachine):
     def create(self, metric: str, form: str, memory: int, kind: str, seed: int) -> None:
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(planned, "_WORTH", 0.0)
-        patch.setattr(health, "_FIRST_RETRY_S", 0.0)
         self.library = self.stack.enter_context(in_place(memory=memory))
         options = EngineOptions(device=DeviceOptions("cuda:0", form=form, least_bytes=0), sample_rate=0.0)
         self.engine = Engine.open(self.place / "data", options=options)
@@ -97,6 +95,9 @@ class DeviceMachine(RuleBasedStateMachine):
     @rule()
     def heal(self) -> None:
         self.library.fail = None
+        device = self.db._catalog.device
+        assert device is not None
+        assert healed(device)
 
     @rule(
         count=st.sampled_from([1, 3, 40]),

@@ -28,12 +28,16 @@ from conformance import (  # noqa: F401
 )
 from nearfield_index.backends.gpu.device import Device
 
-KINDS = ["gpu-flat", "gpu-flat16", "gpu-ivf", "gpu-ivfpq", "cagra", "gpu-gather"]
+HAS_TORCH = find_spec("torch") is not None
+KINDS = ["gpu-flat", "gpu-flat16", "gpu-ivf", "gpu-ivfpq", "cagra", *(["gpu-gather"] if HAS_TORCH else [])]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest, device: Device) -> str:
     chosen: str = request.param
-    if chosen == "gpu-gather" and find_spec("torch") is None:
-        pytest.skip("gpu-gather is NOT tested here: PyTorch is not installed")
     return chosen
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="gpu-gather is NOT tested here: PyTorch is not installed")
+def test_gathered_search_is_among_what_is_tested() -> None:
+    assert "gpu-gather" in KINDS
