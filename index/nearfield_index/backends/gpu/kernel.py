@@ -80,5 +80,5 @@ def _run(device: Device, queries: Floats, rows: Floats, k: int, *, l2: bool) -> 
     except DeviceFailed:
         raise
     except Exception as error:
-        device.health.failed(error)
+        device.worker.failed(error)
         raise DeviceFailed(str(error)) from error

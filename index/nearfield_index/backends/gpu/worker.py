@@ -112,8 +112,14 @@ class Worker:
             return asked.done.result(_PATIENCE_S)
         except Late:
             late = DeviceFailed(f"no answer within {_PATIENCE_S:.0f} s")
-            self._health.failed(late)
+            self.failed(late)
             raise late from None
+
+    def failed(self, error: BaseException) -> None:
+        """Something found out that the device does not work; it is tried again in a while, whoever asks or not."""
+        self._health.failed(error)
+        with self._wakes:
+            self._wakes.notify()
 
     def run(self, work: Callable[[], T]) -> T:
         """Run something long in the device's thread: a build, an upload. Searches go to the CPU meanwhile.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nearfield_index.backends.gpu import health
 from nearfield_index.backends.gpu import worker as module
 from nearfield_index.backends.gpu.health import DeviceFailed, Health
 from nearfield_index.backends.gpu.worker import Worker, k_class
@@ -175,21 +176,34 @@ def test_it_heals_when_its_time_has_come(worker: Worker, clock: Clock, probed: l
     worker.search(index, asked(1), 1, 0, None)
 
 
+def test_a_fault_that_somebody_else_found_wakes_it(probed: list[str]) -> None:
+    """Nothing is sent to a device that is down, so that nothing else would."""
+    worker = Worker("test", Health("test", lambda: 100.0), lambda: probed.append("probe"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_FIRST_RETRY_S", "_LAST_RETRY_S"):
+            patch.setattr(health, name, 0.0)
+        worker.run(lambda: None)
+        worker.failed(RuntimeError("a build failed"))
+        assert _until(lambda: worker._health.up)
+    assert probed == ["probe"]
+    worker.close()
+
+
 def test_it_waits_longer_each_time_in_a_row(clock: Clock) -> None:
-    health = Health("test", clock)
+    state = Health("test", clock)
     waits = []
     for _ in range(12):
-        health.failed(RuntimeError("again\n  and again"))
-        waits.append(health.due)
-        health.probed()
-        assert health.due is None
+        state.failed(RuntimeError("once\n  and again"))
+        waits.append(state.due)
+        state.probed()
+        assert state.due is None
     assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
     assert waits[-1] == 300.0
-    health.answered()
-    health.failed(RuntimeError("again"))
-    assert health.due == 1.0
-    assert health.reason == "RuntimeError: again"
-    assert health.failures == 13
+    state.answered()
+    state.failed(RuntimeError("again"))
+    assert state.due == 1.0
+    assert state.reason == "RuntimeError: again"
+    assert state.failures == 13
 
 
 def test_searches_do_not_wait_for_a_build(worker: Worker) -> None:
