@@ -76,6 +76,8 @@ class Builder:
         self._failures = 0
         self._not_before = 0.0
         self.calibrations: dict[tuple[str, str], Calibration] = {}
+        if device is not None:
+            device.health.returned.append(self.schedule)  # what could not be put there meanwhile
         for segment, _ in live.view.segments:
             self._adopt(segment.name, calibration.load(self._calibration_path(segment.name)))
 
@@ -85,7 +87,7 @@ class Builder:
         """Queue a compaction when the policy finds something to merge, or a segment was never calibrated."""
         if time.monotonic() >= self._not_before and (plan_merge(self._sizes(), full=False) or self._uncalibrated()):
             self._submit("compact", self._compact, priority=5)
-        elif any(self.residents.lacks(segment) for segment, _ in self._live.view.segments):
+        elif self.residents.due(self._segments()):
             self._submit("upload", self._upload_all, priority=6)
 
     def schedule_calibration(self) -> None:
@@ -131,9 +133,19 @@ class Builder:
 
     def _upload_all(self, job: Job) -> None:
         """Put on the device what should lie there and does not."""
-        for segment, _ in self._live.view.segments:
-            if self.residents.lacks(segment):
-                self._upload(job, segment)
+        segments = self._segments()
+        self.residents.sweep(segments)
+        for segment in segments:
+            self._upload(job, segment)
+
+    def _segments(self) -> list[Segment]:
+        return [segment for segment, _ in self._live.view.segments]
+
+    def close(self) -> None:
+        """Free what lies on the device. Jobs have ended."""
+        if self._device is not None and self.schedule in self._device.health.returned:
+            self._device.health.returned.remove(self.schedule)
+        self.residents.close()
 
     def _upload(self, job: Job, segment: Segment) -> None:
         for name, part in segment.fields.items():

@@ -138,7 +138,7 @@ class Collection:
     def close(self) -> None:
         """Stop its jobs, checkpoint, close. Searches in other threads must have ended."""
         self.maintenance.stop_jobs(self.name)
-        self.builder.residents.close()
+        self.builder.close()
         with self.commits.turn:
             if not self._closed:
                 self._closed = True

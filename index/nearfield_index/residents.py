@@ -59,15 +59,22 @@ class Residents:
     @property
     def wanted(self) -> bool:
         """Whether there is a device for segments to lie on, and it works."""
-        return self._device is not None and self._device.options.form != "none" and self._device.usable
+        return self._device is not None and self._device.options.form != "none" and self._device.health.up
 
-    def lacks(self, segment: Segment) -> bool:
-        """Whether a field of a segment should lie there, does not, and was not tried just now."""
-        return self.wanted and any(
-            (segment.name, name) not in self._faces and self._may_try((segment.name, name))
-            for name, part in segment.fields.items()
-            if self.suits(segment, part)
+    def due(self, segments: Sequence[Segment]) -> bool:
+        """Whether something of these (all there are) should lie there and does not, or lies there of others."""
+        return self.wanted and (
+            bool(self._gone(segments))
+            or any(
+                (segment.name, name) not in self._faces and self._may_try((segment.name, name))
+                for segment in segments
+                for name, part in segment.fields.items()
+                if self.suits(segment, part)
+            )
         )
+
+    def _gone(self, segments: Sequence[Segment]) -> set[str]:
+        return {segment for segment, _ in [*self._faces]} - {segment.name for segment in segments}
 
     def _may_try(self, key: tuple[str, str]) -> bool:
         return time.monotonic() >= self._not_before.get(key, 0.0)
@@ -142,6 +149,11 @@ class Residents:
                 self._not_before.clear()  # there is room again
         for made in gone:
             self._close(made)
+
+    def sweep(self, segments: Sequence[Segment]) -> None:
+        """Free what is not of these segments, which are all there are."""
+        if gone := self._gone(segments):
+            self.drop([*gone])
 
     def close(self) -> None:
         """Free everything."""

@@ -23,7 +23,7 @@ SAFETY = 4.0
 
 _ROUND_ROWS = 2.0**-10  # a product of two vectors that were both rounded to float16, by their lengths
 _VANISHED = 2.0**-22  # what is too small for float16 is lost there, by the root of the columns
-_WIDTH, _MOST_WIDTH = 2, 4_096
+_WIDTH, _MOST_WIDTH = 2, 16_384
 _SEED = 20_261_125
 
 
@@ -70,7 +70,7 @@ class GpuFlatHalf(GpuFlat):
     """A scan in float16 of more candidates than asked, which are compared again in float32.
 
     How many more is decided by each query: the answer is given once no row that was left out could belong, whatever
-    its rounding; past 4,096 candidates the CPU scans. So answers are those of a scan in float32. Not for l2, whose
+    its rounding; past 16,384 candidates the CPU scans. So answers are those of a scan in float32. Not for l2, whose
     squared lengths are too large a number to be kept as a float16.
     """
 
@@ -120,7 +120,7 @@ def certain(
     width = min(available, _WIDTH * k + 32)
     while len(open_):
         asked = queries[open_]
-        if width > max(_MOST_WIDTH, 2 * k):
+        if width > _MOST_WIDTH:
             found, rows = scan(matrix, space.vectors.flat, asked, k, within)
             best[open_], at[open_] = found, rows
             break

@@ -33,6 +33,8 @@ class Health:
         self.reason: str | None = None
         """Why it is down; None while it is up."""
         self.failures = 0
+        self.returned: list[Callable[[], None]] = []
+        """Called each time that it is up again."""
 
     @property
     def up(self) -> bool:
@@ -58,6 +60,11 @@ class Health:
         with self._lock:
             self.reason = None
         _log.warning("%s is back", self._name)
+        for tell in [*self.returned]:
+            try:
+                tell()
+            except Exception:  # whoever wanted to know may be closing; the device's thread must go on
+                _log.exception("after %s came back", self._name)
 
     def answered(self) -> None:
         """A real call succeeded."""
