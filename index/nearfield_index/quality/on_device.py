@@ -12,16 +12,19 @@ from dataclasses import replace
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Searcher
+from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.cost import Calibration, Curve, Prices, Setting
 from nearfield_index.execution.device import DeviceField, DevicePrices, Line
 from nearfield_index.execution.exact import exact_rows
-from nearfield_index.quality import calibration
+from nearfield_index.quality.calibration import ENOUGH_QUERIES, Trial, trials
 
 _REPEATS = 3
 _BATCH = 64
 _K = 10
 _MASKED, _SPARSE = 2, 50
+_SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)
+_GOOD_ENOUGH = 0.9985
 _SEED = 20_261_125
 
 
@@ -30,9 +33,9 @@ def measured(field: DeviceField, sample: Floats) -> DeviceField:
 
     Raises :class:`DeviceFailed`.
     """
-    queries = calibration.probe_queries(field, sample)
-    queries = np.resize(queries, (_BATCH, queries.shape[1]))
     n = len(field)
+    queries = queried(sample if len(sample) else np.array(original(field.matrix[:_BATCH], field.metric)), field.metric)
+    queries = np.resize(queries, (_BATCH, queries.shape[1]))
     order = np.random.default_rng(_SEED).permutation(n)
     half, few = (Bitmap.from_rows(n, np.sort(order[: max(1, n // share)])) for share in (_MASKED, _SPARSE))
     whole_only, gather_only = replace(field, gather_on=None), replace(field, whole_on=None)
@@ -54,7 +57,26 @@ def curves(field: DeviceField, index: Searcher, sample: Floats, step: Callable[[
 
     Raises :class:`DeviceFailed`.
     """
-    return calibration.curves_of(replace(field, backend=index), index, sample, step=step, clock=time.perf_counter)
+    found: list[Curve] = []
+    for number, tried in enumerate(trials(field, sample, _SHARES)):
+        settings: list[Setting] = []
+        for effort in index.efforts:
+            each = [_tried(index, trial, effort) for trial in tried]
+            settings.append(Setting(effort, min(recall for recall, _ in each), max(us for _, us in each)))
+            if settings[-1].recall >= _GOOD_ENOUGH:
+                break
+        found.append(Curve(tried[0].selectivity, tried[0].k, tried[0].shape, tuple(settings)))
+        step(number / (number + 1))
+    source = "queries" if len(sample) >= ENOUGH_QUERIES else "rows"
+    return Calibration(source, len(sample), Prices(0.0, 0.0, 0.0, 0.0, 0.0), curves=tuple(found))
+
+
+def _tried(index: Searcher, trial: Trial, effort: int) -> tuple[float, float]:
+    """Recall, and microseconds a query."""
+    start = time.perf_counter()
+    _, rows = index.search(trial.queries, trial.k + 1, effort=effort, within=trial.within)
+    us = (time.perf_counter() - start) * 1e6 / len(trial.queries)
+    return trial.recall(rows), us
 
 
 def _line(field: DeviceField, queries: Floats, within: Bitmap | None) -> Line:

@@ -35,7 +35,7 @@ from nearfield_index.schema import IndexKind, IndexSpec, Metric, Schema, VectorF
 from nearfield_index.segments.segment import Segment
 from nearfield_index.segments.writer import FieldRows, SegmentRows, write_indexed
 
-KINDS = ["exact", "hnsw", "ivf", "hnswlib"]
+KINDS = ["exact", "hnsw", "ivf", "coded", "hnswlib"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -44,15 +44,16 @@ def kind(request: pytest.FixtureRequest) -> str:
     return chosen
 
 
+@pytest.mark.parametrize("written", ["exact", "hnsw", "ivf", "hnswlib"])
 def test_a_segment_written_and_opened_answers_as_its_backend(
-    kind: str,
+    written: str,
     metric: Metric,  # noqa: F811
     tmp_path: Path,
     asked: Array,  # noqa: F811
 ) -> None:
-    class_of(kind)
+    class_of(written)
     raw = clustered(ROWS, DIM, 1)
-    schema = Schema({"vector": VectorField(DIM, metric)}, {}, IndexSpec(IndexKind(kind), 12, 60))
+    schema = Schema({"vector": VectorField(DIM, metric)}, {}, IndexSpec(IndexKind(written), 12, 60))
     some = np.arange(0, ROWS, 2)  # every other point lacks the vector
     rows = SegmentRows(
         np.arange(1, ROWS + 1, dtype=np.int64),
@@ -65,7 +66,7 @@ def test_a_segment_written_and_opened_answers_as_its_backend(
     assert sorted(p.name for p in tmp_path.iterdir()) == [name]
     part = segment.fields["vector"]
     assert len(part) == len(some)
-    assert (part.backend.kind if part.backend else "exact") == kind
+    assert (part.backend.kind if part.backend else "exact") == written
     queries = queried(asked, metric)
     if part.backend is None:
         _, found = part.scan(queries, 10, None)
@@ -76,7 +77,7 @@ def test_a_segment_written_and_opened_answers_as_its_backend(
     assert (pks % 2 == 1).all(), "a point without the vector was found"
     asked_rows = stored(raw, metric)
     truth = np.argsort(-(asked_rows[some].astype(np.float64) @ queries.T.astype(np.float64)), axis=0)[:10].T
-    assert recall_of(pks - 1, some[truth]) >= (1.0 if kind == "exact" else 0.98)
+    assert recall_of(pks - 1, some[truth]) >= (1.0 if written == "exact" else 0.98)
     # ids, keys and vectors stay together through every reordering
     assert segment.ids(segment_rows[0]) == [str(p - 1) if (p - 1) % 3 else int(p - 1) for p in pks[0]]
     np.testing.assert_array_equal(part.matrix[found[0]], asked_rows[pks[0] - 1])
