@@ -47,19 +47,24 @@ class Cagra(OnDevice):
             return Hnsw.build(path, space, params, threads=threads, step=step)
         device = current()
         plain = Plain.of(space)
+        needed = _needed(len(plain.matrix), plain.columns, 2 * params.m)
         step(0.0)
+        if not device.take(needed):
+            raise DeviceFailed(f"{needed:,} bytes for a build are more than is left of the memory share")
         try:
             graph = device.worker.run(lambda: served_by_cpu(device, plain, params.m))
         except DeviceFailed:
             raise
         except Exception as error:
             raise DeviceFailed(f"the graph could not be built: {error}") from error
+        finally:
+            device.give_back(needed)
         step(1.0)
         faiss.write_index(graph, str(path), faiss.IO_FLAG_SKIP_STORAGE)
 
     @classmethod
     def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
-        return rows * 4 * (columns + 1 + _DEGREE)
+        return _needed(rows, columns + 1, _DEGREE)
 
     @property
     def least(self) -> int:
@@ -116,6 +121,11 @@ def _trained(device: Device, plain: Plain, degree: int) -> tuple[Any, Any]:
     index = device.library.GpuIndexCagra(device.resources, plain.columns, _metric(plain), made_with)
     index.train(plain.matrix)  # which reads them later, too
     return index, made_with
+
+
+def _needed(rows: int, columns: int, degree: int) -> int:
+    """Bytes of rows, graph, and the graph of twice the degree that it is pruned from."""
+    return rows * 4 * (columns + 3 * degree)
 
 
 def _metric(plain: Plain) -> int:

@@ -69,6 +69,13 @@ class Gathered(OnDevice):
             held[start : start + len(block)] = torch.from_numpy(block)
         return held
 
+    def close(self) -> None:
+        import torch
+
+        super().close()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # or the memory stays PyTorch's, and FAISS finds none
+
     def most_queries(self, k: int, within: Bitmap | None) -> int:
         return max(1, min(_MOST_QUERIES, self.device.scratch_bytes // (8 * _BLOCK_ROWS)))
 
