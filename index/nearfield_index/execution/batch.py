@@ -375,6 +375,7 @@ def _alone(
             rows, scored, short = plan.on.answer(here, passing, plan, queries, search.k, _ranking(part, here))
             return rows, scored, Ran(part.part.name, plan, len(queries), 0.0, plan.recall, exact=short)
         except DeviceFailed:  # it says so itself; the query is answered all the same
+            check_deadline(search.deadline)
             assert plan.instead is not None
             plan = plan.instead
     partitions = _partitions(here, plan, passing) if search.explain else None

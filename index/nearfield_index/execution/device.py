@@ -104,13 +104,13 @@ class DeviceField(FieldPart):
         """Wider than float32 has it where this device was seen to be further off."""
         errors = [on.error for on in (self.whole_on, self.gather_on) if on is not None]
         usual = single_error(self.matrix.shape[1])
-        return super().rounding(queries) * max(1.0, *(error / usual for error in errors), 1.0)
+        return super().rounding(queries) * max([1.0, *(error / usual for error in errors)])
 
 
 @dataclass(frozen=True)
 class DeviceFace:
     """All that is known of a field on a device: ``index`` finds neighbours there, ``curves`` say which recall its
-    settings reach (None: no index, only scans)."""
+    settings reach, and what a call costs (None: no index, only scans)."""
 
     device: Device
     field: DeviceField
@@ -129,7 +129,7 @@ class DeviceFace:
         best_us, kind, setting = self._exact_us(plan, passing, queries), "exact", Setting(0, 1.0, 0.0)
         found = self._setting(plan, passing, k=k, target=target)
         if self.index is not None and found is not None:
-            us = self._call_us() + found.us * queries
+            us = found.us * queries + (0.0 if self.curves is None else self.curves.prices.call_us)
             if us < best_us:
                 best_us, kind, setting = us, self.index.kind, found
         if best_us * _WORTH >= here_us:
@@ -147,10 +147,6 @@ class DeviceFace:
     def _exact_us(self, plan: Plan, passing: Compiled | None, queries: int) -> float:
         rows = None if passing is None else plan.rows.likely
         return self.field.prices.scan_us(queries, rows, plan.selectivity)
-
-    def _call_us(self) -> float:
-        lines = (self.field.prices.whole, self.field.prices.gathered)
-        return min((line.call_us for line in lines if line is not None), default=0.0)
 
     def _setting(self, plan: Plan, passing: Compiled | None, *, k: int, target: float) -> Setting | None:
         if self.curves is None or target >= 1.0:

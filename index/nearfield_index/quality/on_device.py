@@ -68,7 +68,19 @@ def curves(field: DeviceField, index: Searcher, sample: Floats, step: Callable[[
         found.append(Curve(tried[0].selectivity, tried[0].k, tried[0].shape, tuple(settings)))
         step(number / (number + 1))
     source = "queries" if len(sample) >= ENOUGH_QUERIES else "rows"
-    return Calibration(source, len(sample), Prices(0.0, 0.0, 0.0, 0.0, 0.0), curves=tuple(found))
+    prices = Prices(_call_us(field, index), 0.0, 0.0, 0.0, 0.0)
+    return Calibration(source, len(sample), prices, curves=tuple(found))
+
+
+def _call_us(field: DeviceField, index: Searcher) -> float:
+    """Microseconds of one query at the least effort, which are mostly those of the call."""
+    query = queried(np.array(original(field.matrix[:1], field.metric)), field.metric)
+    taken = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        index.search(query, _K, effort=index.efforts[0], within=None)
+        taken.append((time.perf_counter() - start) * 1e6)
+    return min(taken)
 
 
 def _tried(index: Searcher, trial: Trial, effort: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from nearfield_index.backends.base import Floats, Rows, Space
 from nearfield_index.backends.exact import nothing, scan
 from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device
-from nearfield_index.backends.gpu.searcher import OnDevice, reranked
+from nearfield_index.backends.gpu.searcher import MOST_QUERIES, OnDevice, reranked
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import InvalidRequest
@@ -23,7 +23,9 @@ SAFETY = 4.0
 
 _ROUND_ROWS = 2.0**-10  # a product of two vectors that were both rounded to float16, by their lengths
 _VANISHED = 2.0**-22  # what is too small for float16 is lost there, by the root of the columns
-_WIDTH, _MOST_WIDTH = 2, 16_384
+_CSR_SHARE = 0.1
+_CSR_BYTES = 24  # of an entry of the product that cuVS makes of queries and passing rows, with room to sort
+_SPARE, _MOST_WIDTH = 32, 16_384
 _SEED = 20_261_125
 
 
@@ -60,6 +62,12 @@ class GpuFlat(OnDevice):
 
     def _rows(self, matrix: Floats) -> Floats:
         return np.ascontiguousarray(matrix)
+
+    def most_queries(self, k: int, within: Bitmap | None) -> int:
+        """Under a selective filter cuVS makes an entry of every query and passing row."""
+        if within is None or within.share > _CSR_SHARE:
+            return MOST_QUERIES
+        return max(1, min(MOST_QUERIES, self.device.scratch_bytes // (_CSR_BYTES * max(1, within.count))))
 
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         held: seam.Held = self.held
@@ -117,7 +125,7 @@ def certain(
     best, at = nothing(len(queries), k)
     slack = np.linalg.norm(queries, axis=1) * error
     open_ = np.arange(len(queries))
-    width = min(available, _WIDTH * k + 32)
+    width = min(available, k + k // 2 + _SPARE)
     while len(open_):
         asked = queries[open_]
         if width > _MOST_WIDTH:

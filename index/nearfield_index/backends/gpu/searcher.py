@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+import faiss
 import numpy as np
 
 from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
@@ -20,10 +21,8 @@ from nearfield_index.schema import Metric
 LEAST_ROWS = 1_000
 """Fewer rows are no graph's and no quantizer's business: they are scanned."""
 
-_MOST_QUERIES = 16_384
-_CSR_SHARE = 0.1
-_CSR_BYTES = 24  # of one entry of the product that cuVS makes of queries and passing rows, with room to sort
-_RERANKED = 8_000_000  # values gathered at a time
+MOST_QUERIES = 16_384
+"""Of one call."""
 
 
 class OnDevice(ABC):
@@ -87,10 +86,7 @@ class OnDevice(ABC):
         return 1 << 14
 
     def most_queries(self, k: int, within: Bitmap | None) -> int:
-        """Under a selective filter cuVS makes an entry of every query and passing row."""
-        if within is None or within.share > _CSR_SHARE:
-            return _MOST_QUERIES
-        return max(1, min(_MOST_QUERIES, self.device.scratch_bytes // (_CSR_BYTES * max(1, within.count))))
+        return MOST_QUERIES
 
     def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         n = len(self.space.vectors.matrix)
@@ -175,15 +171,14 @@ def _filled(matrix: Floats, columns: int) -> Floats:
 
 
 def reranked(matrix: Floats, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
-    """The best k of ``rows`` ``(n, width)`` (-1: none) by float32 products with the stored rows themselves."""
+    """The best k of ``rows`` ``(n, width)`` (-1: none) by float32 products with the stored rows, read in place by all
+    of OpenMP's threads."""
     n, width = rows.shape
-    inner = np.full((n, width), -np.inf, dtype=np.float32)
-    block = max(1, _RERANKED // max(1, width * matrix.shape[1]))
-    for start in range(0, n, block):
-        part = rows[start : start + block]
-        vectors = matrix[np.maximum(part, 0)]
-        products = np.matmul(vectors, queries[start : start + block, :, None])[:, :, 0]
-        inner[start : start + block] = np.where(part >= 0, products, np.float32(-np.inf))
+    held = [np.ascontiguousarray(each) for each in (queries, matrix, rows)]
+    inner = np.empty((n, width), dtype=np.float32)
+    faiss.fvec_inner_products_by_idx(
+        faiss.swig_ptr(inner), *(faiss.swig_ptr(each) for each in held), matrix.shape[1], n, width
+    )
     order = np.argsort(-inner, axis=1, kind="stable")[:, :k]
     found, best = np.take_along_axis(inner, order, 1), np.take_along_axis(rows, order, 1)
     return found, np.where(np.isfinite(found), best, -1)

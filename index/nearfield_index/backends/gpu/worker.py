@@ -185,7 +185,9 @@ class Worker:
 
     def _answer_all(self, searches: list[_Search]) -> None:
         groups: dict[tuple[int, int, int, int], list[_Search]] = {}
+        filters: list[Bitmap] = []
         for search in searches:
+            search.within = _known(search.within, filters)
             groups.setdefault(search.key, []).append(search)
         for group in groups.values():
             if not self._health.up:  # an earlier group of this round found out
@@ -218,6 +220,19 @@ class Worker:
             stop = start + len(search.queries)
             search.done.set_result((found[start:stop, : search.k], rows[start:stop, : search.k]))
             start = stop
+
+
+def _known(within: Bitmap | None, filters: list[Bitmap]) -> Bitmap | None:
+    """The same set among ``filters``, which it joins where it is new: equal filters come in different objects."""
+    if within is None:
+        return None
+    for other in filters:
+        if other is within or (
+            other.n == within.n and other.count == within.count and np.array_equal(other.words(), within.words())
+        ):
+            return other
+    filters.append(within)
+    return within
 
 
 def _settle(done: Future[Any], work: Callable[[], Any]) -> None:

@@ -107,7 +107,7 @@ def test_what_waits_is_one_call(worker: Worker) -> None:
 
 def test_other_filters_efforts_and_classes_of_k_are_other_calls(worker: Worker) -> None:
     index, other = Echo(), Echo()
-    one, two = Bitmap.from_rows(100, np.array([3])), Bitmap.from_rows(100, np.array([3]))
+    one, same, two = (Bitmap.from_rows(100, np.array([row])) for row in (3, 3, 4))
     held_up(
         worker,
         index,
@@ -115,7 +115,7 @@ def test_other_filters_efforts_and_classes_of_k_are_other_calls(worker: Worker) 
         lambda: worker.search(index, asked(2), 10, 6, None),
         lambda: worker.search(index, asked(3), 100, 5, None),
         lambda: worker.search(index, asked(4), 10, 5, one),
-        lambda: worker.search(index, asked(5), 10, 5, one),
+        lambda: worker.search(index, asked(5), 10, 5, same),
         lambda: worker.search(index, asked(6), 10, 5, two),
         lambda: worker.search(other, asked(7), 10, 5, None),
     )
