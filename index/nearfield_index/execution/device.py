@@ -60,7 +60,8 @@ class DevicePrices:
         return min(self._flat_us(queries, passing, share), self.gather_us(queries, passing))
 
     def gather_us(self, queries: int, passing: float | None) -> float:
-        if self.gathered is None:
+        """That with the rows picked out first, where there are any to pick."""
+        if self.gathered is None or passing is None:
             return np.inf
         return self.gathered.at(queries, passing)
 
