@@ -21,6 +21,8 @@ from nearfield_index.schema import Metric
 LEAST_ROWS = 1_000
 """Fewer rows are no graph's and no quantizer's business: they are scanned."""
 
+_WARM_K, _WARM_BATCHES, _WARM_STEPS = 16, (1, 64), (2, 50)
+
 MOST_QUERIES = 16_384
 """Of one call."""
 
@@ -40,9 +42,11 @@ class OnDevice(ABC):
         self._nbytes = self.bytes_needed(rows, columns, space.metric)
         if not device.take(self._nbytes):
             raise DeviceFailed(f"{self._nbytes:,} bytes are more than is left of the memory share")
+        self._held: Any = None
         try:
-            self._held: Any = device.worker.run(self._put)
+            device.worker.run(self._make)
         except BaseException as error:
+            self._held = None
             device.give_back(self._nbytes)
             if isinstance(error, Exception) and not isinstance(error, DeviceFailed):
                 raise DeviceFailed(f"{self.kind} could not be made: {error}") from error
@@ -70,6 +74,21 @@ class OnDevice(ABC):
     @abstractmethod
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         """The search itself; in the worker's thread."""
+
+    def _make(self) -> None:
+        """The index, and one call of each sort: kernels are linked at their first use, which can take seconds, and
+        no query should be the one that waits for it."""
+        self._held = self._put()
+        matrix = self.space.vectors.matrix
+        n = len(matrix)
+        if n < max(1, self.least):
+            return
+        effort = self.efforts[0] if self.efforts else 0
+        filters = [None, *(Bitmap.from_rows(n, np.arange(0, n, step)) for step in _WARM_STEPS)]
+        for within in filters:
+            for count in _WARM_BATCHES:
+                queries = np.ascontiguousarray(matrix[:count])
+                self.call(queries, min(_WARM_K, n if within is None else within.count), effort, within)
 
     @property
     def nbytes(self) -> int:
