@@ -21,6 +21,7 @@ from nearfield_index.schema import Metric
 LEAST_ROWS = 1_000
 """Fewer rows are no graph's and no quantizer's business: they are scanned."""
 
+_CLOSE_S = 2.0
 _WARM_K, _WARM_BATCHES, _WARM_STEPS = 16, (1, 64), (2, 50)
 
 MOST_QUERIES = 16_384
@@ -129,8 +130,8 @@ class OnDevice(ABC):
             self._held = None
 
         try:
-            self.device.worker.run(drop)
-        except DeviceFailed:  # its thread has ended, and nobody else uses the index
+            self.device.worker.run(drop, patience_s=_CLOSE_S)
+        except DeviceFailed:  # its thread has ended, or hangs in a call of the driver: a stop must not wait for that
             drop()
         self.device.give_back(self._nbytes)
 

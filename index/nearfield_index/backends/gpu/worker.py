@@ -121,10 +121,10 @@ class Worker:
         with self._wakes:
             self._wakes.notify()
 
-    def run(self, work: Callable[[], T]) -> T:
+    def run(self, work: Callable[[], T], *, patience_s: float | None = None) -> T:
         """Run something long in the device's thread: a build, an upload. Searches go to the CPU meanwhile.
 
-        Whatever ``work`` raises is raised here.
+        Whatever ``work`` raises is raised here, and :class:`DeviceFailed` when it was not done in time.
         """
         task = _Task(work)
         with self._wakes:
@@ -134,7 +134,9 @@ class Worker:
             self._tasks.append(task)
             self._wakes.notify()
         try:
-            found: T = task.done.result()
+            found: T = task.done.result(patience_s)
+        except Late:
+            raise DeviceFailed(f"the device is still at work after {patience_s} s") from None
         finally:
             with self._wakes:
                 self._occupied -= 1

@@ -236,6 +236,16 @@ def test_what_a_build_raises_is_the_builders(worker: Worker) -> None:
     assert worker._health.up
 
 
+def test_who_is_in_a_hurry_does_not_wait_for_a_device_that_hangs(worker: Worker) -> None:
+    index = Echo()
+    with ThreadPoolExecutor(1) as pool, index.gate:
+        pool.submit(worker.search, index, asked(1), 1, 0, None)
+        assert index.entered.wait(10)
+        with pytest.raises(DeviceFailed, match="still at work"):
+            worker.run(lambda: None, patience_s=0.01)
+    assert _until(lambda: worker.free)
+
+
 def test_no_answer_in_time_is_a_fault(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
     index = Echo()
