@@ -34,13 +34,13 @@ _TRAINED = 20_000
 _ADDED = 65_536
 _SEED = 20_261_125
 
-BROAD = 0.2
+BROAD = 0.07
 """Filters that pass so much are put to what was found; others are made bitmaps first."""
 
 # Codes rank roughly, so more rows are scored again than are wanted: times a number of the segment's own.
 _MORE = 15
 _RESCORED = (4, 6, 8, 12, 16, 24, 32)
-_JUDGED, _WANTED, _ENOUGH = 64, 10, 0.995
+_JUDGED, _WANTED, _ENOUGH = 64, 10, 0.97
 _WIDEST = 2_048
 # Times the lists where the query's own does not pass, and where those around it are thinned out.
 _AWAY = 2
@@ -144,6 +144,8 @@ class CodedIvf(Ivf):
     def products(self, queries: Floats, rows: Rows) -> Floats:
         """Inner products of rows ``(n, width)``, -inf for -1."""
         inner = np.empty(rows.shape, dtype=np.float32)
+        if not rows.size:
+            return inner
         pointers = (faiss.swig_ptr(array) for array in (inner, rows))
         self.space.vectors.flat.compute_distance_subset(len(queries), faiss.swig_ptr(queries), rows.shape[1], *pointers)
         return inner

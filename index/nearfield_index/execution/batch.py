@@ -336,7 +336,7 @@ def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
     if here.backend is not None and here.backend.is_graph and plan.kind == here.backend.kind:
         return _Way(False, effort, effort)
     selectivity = 1.0 if passing is None else passing.count / passing.n
-    if isinstance(here.clusters, CodedIvf) and selectivity >= BROAD:
+    if isinstance(here.clusters, CodedIvf) and selectivity >= BROAD and not plan.together:
         width = here.clusters.candidates_of(k, selectivity)
         return _Way(True, effort, ceil(_WIDER ** ceil(log(width) / log(_WIDER))))
     return None
@@ -395,6 +395,7 @@ def _alone(
             target=search.recall,
             effort=plan.effort,
             recall=plan.recall,
+            together=plan.together,
         )
     else:
         walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)

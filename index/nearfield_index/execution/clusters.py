@@ -20,7 +20,6 @@ from nearfield_index.backends.exact import pad
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
-from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
@@ -69,15 +68,17 @@ def through_clusters(
     target: float,
     effort: int,
     recall: float,
+    together: bool,
 ) -> Walked:
-    """The best passing rows of the nearest ``effort`` clusters, which are expected to reach ``recall``.
+    """The best passing rows of the nearest ``effort`` clusters, which are expected to reach ``recall``; ``together``
+    says that rows which pass are known to keep together.
 
     A query that finds too few of them is answered exactly.
     """
     assert here.clusters is not None
     lists = here.clusters
     selectivity = 1.0 if passing is None else passing.count / passing.n
-    if isinstance(lists, CodedIvf) and passing is not None and selectivity >= BROAD:
+    if isinstance(lists, CodedIvf) and passing is not None and selectivity >= BROAD and not together:
         width = lists.candidates_of(k, selectivity)
         parts = []
         for some in blocks(len(queries), width):
@@ -88,9 +89,8 @@ def through_clusters(
         if len(lacking):
             look_elsewhere(here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort)
         return done
-    within: Bitmap | Compiled | None = passing
-    if passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)):
-        within = passing.bitmap  # tells which clusters are worth a look
+    # A bitmap tells which clusters are worth a look.
+    within: Bitmap | Compiled | None = passing.bitmap if together and passing is not None else passing
     found, rows = lists.search(queries, k, effort=effort, within=within)
     counts = np.full(len(rows), k)
     done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
@@ -114,13 +114,18 @@ def choose(
     """
     assert isinstance(here.clusters, CodedIvf)
     width = found.shape[1]
-    rows = np.where(passed, found, -1)
-    inner = here.clusters.products(queries, rows)
-    places = first(inner, k)
-    rows, inner = pad(np.take_along_axis(inner, places, 1), np.take_along_axis(rows, places, 1), k)[::-1]
-    counts = passed.sum(axis=1)
-    # Where the best come late, better ones come too late to be among the candidates.
-    place = places.mean(axis=1)
+    if len(found) == 1:  # the common case, at half the price
+        those = passed[0].nonzero()[0]
+        rows, counts = found[:, those], np.array([len(those)])
+        inner = here.clusters.products(queries, rows)
+        best = first(inner, k)
+        places = those[best]
+    else:
+        rows, counts = np.where(passed, found, -1), passed.sum(axis=1)
+        inner = here.clusters.products(queries, rows)
+        places = best = first(inner, k)
+    inner, rows = pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
+    place = places.mean(axis=1) if places.shape[1] else np.full(len(found), width)
     depths = np.maximum(k * width / np.maximum(counts, 1), calibration.depth_at(place))
     seen = (counts >= k) & (place <= _LATE * width)
     sure = np.where(seen, calibration.recall_at(effort, depths), 0.0)

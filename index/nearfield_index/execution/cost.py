@@ -166,13 +166,11 @@ class Calibration:
         return sure
 
     def _found(self, effort: int) -> Doubles:
-        below = max((r for r in self.reaches if r.effort <= effort), key=lambda r: r.effort, default=None)
-        above = min((r for r in self.reaches if r.effort >= effort), key=lambda r: r.effort, default=below)
+        below, above, weight = _around(self.reaches, effort)
         if below is None or above is None:
             return np.zeros(effort)
         depths = np.arange(1, effort + 1)
         low, high = (np.interp(depths, DEPTHS[: len(r.recall)], r.recall) for r in (below, above))
-        weight = 0.0 if above is below else (effort - below.effort) / (above.effort - below.effort)
         total = depths * (low + weight * (high - low))
         each = np.clip(np.diff(total, prepend=0.0), 0.0, 1.0)
         return np.minimum.accumulate(each)
@@ -234,11 +232,12 @@ class Calibration:
         return np.asarray(np.interp(places, self.places, DEPTHS[: len(self.places)]))
 
     def recall_at(self, effort: int, depths: Doubles) -> Doubles:
-        """The recall that coded lists reach at these depths, as measured with the next lower effort."""
-        below = max((r for r in self.sweeps if r.effort <= effort), key=lambda r: r.effort, default=None)
-        if below is None:
+        """The recall that coded lists reach at these depths, float64."""
+        below, above, weight = _around(self.sweeps, effort)
+        if below is None or above is None:
             return np.zeros(len(depths))
-        return np.asarray(np.interp(depths, DEPTHS[: len(below.recall)], below.recall))
+        low, high = (np.interp(depths, DEPTHS[: len(r.recall)], r.recall) for r in (below, above))
+        return np.asarray(low + weight * (high - low))
 
     def _aim(self, target: float) -> float:
         """Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most."""
@@ -299,6 +298,15 @@ def _at_depth(reaches: Sequence[Reach], depth: float, target: float, *, wide: bo
             return here if before is None else _between(before, here, target)
         before = here
     return None
+
+
+def _around(reaches: Sequence[Reach], effort: int) -> tuple[Reach | None, Reach | None, float]:
+    """What was measured with the next lower and the next higher effort, and how far from the one to the other it is."""
+    below = max((r for r in reaches if r.effort <= effort), key=lambda r: r.effort, default=None)
+    above = min((r for r in reaches if r.effort >= effort), key=lambda r: r.effort, default=below)
+    if below is None or above is None or above.effort == below.effort:
+        return below, above, 0.0
+    return below, above, (effort - below.effort) / (above.effort - below.effort)
 
 
 def _rounded_up(depth: float) -> float:

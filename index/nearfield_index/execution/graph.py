@@ -16,6 +16,7 @@ from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.execution.clusters import Walked, passes, poor, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
+from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
@@ -109,6 +110,7 @@ def walk_again(
             target=target,
             effort=clusters.effort,
             recall=clusters.recall,
+            together=passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)),
         )
         _better(done, lacking, better)
         return

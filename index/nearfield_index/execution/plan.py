@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _WORD = 64
 _SAMPLED_WORDS = 32
 _TOGETHER = 0.15
+_WALKED = 0.2  # so much passes that it is found out on the way whether rows keep together
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
 _WORTH = 1.3
@@ -42,6 +44,8 @@ class Plan(NamedTuple):
     estimated_us: float | None
     scan_us: float | None
     reason: str
+    together: bool = False
+    """Whether the rows that pass are known to keep together."""
     on: DeviceFace | None = None
     instead: Plan | None = None
 
@@ -53,18 +57,27 @@ def togetherness(passing: Compiled, order: Rows | None = None) -> float:
     Compares how full the 64-row words are that they lie in with how full a random set would find them, over a sample
     of words.
     """
-    words = passing.n // _WORD
-    if not words:
-        return 0.0
-    starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
-    places = (starts[:, None] + np.arange(_WORD)).ravel()
-    counts = passing.test(places if order is None else order[places]).reshape(-1, _WORD).sum(axis=1)
+    if order is None and passing.known:
+        counts = np.bitwise_count(passing.bitmap.words()).astype(np.int64)
+    else:
+        places = _sampled(passing.n)
+        if not len(places):
+            return 0.0
+        counts = passing.test(places if order is None else order[places]).reshape(-1, _WORD).sum(axis=1)
     total = int(counts.sum())
     if not total:
         return 0.0
     share = total / counts.size / _WORD
     found = float((counts * counts).sum() / (_WORD * total))
     return float(np.clip((found - share - (1 - share) / _WORD) / max(1e-9, (1 - share) * (1 - 1 / _WORD)), 0.0, 1.0))
+
+
+@lru_cache(maxsize=64)
+def _sampled(n: int) -> Rows:
+    """The rows of some words of n rows."""
+    words = n // _WORD
+    starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
+    return (starts[:, None] + np.arange(_WORD)).ravel()
 
 
 def shapes_of(together: float) -> tuple[str, ...]:
@@ -110,13 +123,13 @@ def _cheapest(
     scan_us = None
     if calibration is not None:
         scan_us = calibration.exact_us(rows.likely, contiguous=passing is None, queries=queries)
-    chosen, why = None, "asked for"
+    chosen, why, together = None, "asked for", False
     if target < 1.0:
-        chosen, why = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target)
+        chosen, why, together = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target)
     if chosen is None:
         return Plan("exact", 0, 1.0, rows, selectivity, scan_us, scan_us, why)
     kind, setting = chosen
-    return Plan(kind, setting.effort, setting.recall, rows, selectivity, setting.us, scan_us, why)
+    return Plan(kind, setting.effort, setting.recall, rows, selectivity, setting.us, scan_us, why, together)
 
 
 def _index(
@@ -128,31 +141,37 @@ def _index(
     *,
     k: int,
     target: float,
-) -> tuple[tuple[str, Setting] | None, str]:
-    """How an index would answer, graph or clusters; None where an exact scan is better. And why."""
+) -> tuple[tuple[str, Setting] | None, str, bool]:
+    """How an index would answer, graph or clusters; None where an exact scan is better. Why, and whether the rows are
+    known to keep together."""
     if field.backend is None:
-        return None, "no graph here"
+        return None, "no graph here", False
     if calibration is None or scan_us is None:
-        return None, "not calibrated yet"
+        return None, "not calibrated yet", False
     if scan_us <= calibration.least_us:
-        return None, "fewer rows than the index would visit"
+        return None, "fewer rows than the index would visit", False
     together: float | None = None if passing is not None else 0.0
     while True:
         costs = _costs(
             field, calibration, passing is not None, together or 0.0, selectivity, scan_us, k=k, target=target
         )
         if not costs:
-            return None, "the index was not seen to reach the target here"
+            return None, "the index was not seen to reach the target here", False
         us, kind, setting = min(costs)
         if scan_us <= _WORTH * us:
-            return None, "no dearer than the index at this recall"
+            return None, "no dearer than the index at this recall", False
         # A graph and coded lists find out on their way whether the rows keep together, where many pass; for plain
         # lists it must be known.
         graph = field.backend.is_graph and kind == field.backend.kind
-        walked = selectivity >= BROAD and (graph or isinstance(field.clusters, CodedIvf))
+        walked = selectivity >= _WALKED and (graph or isinstance(field.clusters, CodedIvf))
         if together is not None or passing is None or walked:
-            return (kind, setting), "cheapest at this recall" + (", for rows that keep together" if together else "")
-        # Only where an index would be taken does it matter whether the rows keep together.
+            kept = bool(together)
+            why = "cheapest at this recall" + (", for rows that keep together" if kept else "")
+            return (kind, setting), why, kept
+        # Only where an index would be taken does it matter whether the rows keep together. What few pass becomes a
+        # bitmap either way, which tells it best.
+        if selectivity < BROAD:
+            passing.bitmap.words()
         found = togetherness(passing, field.by_cluster)
         together = found if found >= _TOGETHER else 0.0
 
