@@ -24,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--single", action="store_true", help="one query at a time, so that graphs are used")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--method", default="sinkhorn")
+    parser.add_argument(
+        "--metric", default="cosine", choices=["cosine", "dot", "l2"], help="poison: lengths count, too"
+    )
+    parser.add_argument("--folds", type=int, default=4, help="poison: parts that are held back in turn")
     given = parser.parse_args(arguments)
     data = None if given.data is None else Path(given.data)
     chosen = given.sets or (["german", "short"] if given.what in ("cost", "sweep") else [*sets.names()])
@@ -44,7 +48,8 @@ def _report(given: argparse.Namespace, name: str, data: Path | None) -> list[str
     views = sets.load(name, data)
     if given.what == "recall":
         return recall.run(views, recall=given.recall, kind=given.kind, single=given.single, place=given.place)
-    return poison.run(views, shares=(0.0001, 0.001, 0.01), place=given.place)
+    shares = (0.0001, 0.001, 0.01)
+    return poison.run(views, shares=shares, place=given.place, metric=given.metric, folds=given.folds)
 
 
 if __name__ == "__main__":

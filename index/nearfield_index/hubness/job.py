@@ -22,7 +22,7 @@ from nearfield_index.hubness.fit import Fit, load_fit, save_fit, with_report
 from nearfield_index.hubness.gallery import Gallery, biases_of
 from nearfield_index.hubness.monitor import HubMonitor
 from nearfield_index.hubness.request import FitRequest, distinct
-from nearfield_index.hubness.thresholds import hub_scores, thresholds
+from nearfield_index.hubness.thresholds import MEASURES, UNSET, thresholds
 from nearfield_index.jobs import Job
 from nearfield_index.quality.calibration import ENOUGH_QUERIES
 from nearfield_index.quality.reservoir import QueryReservoir
@@ -152,10 +152,9 @@ def _build(place: Workplace, job: Job, request: FitRequest, version: str, bank: 
         gallery_bank=gallery.take(gallery.sample(request.gallery_sample, np.empty(0, np.int64))),
         step=lambda done: job.report(0.3 + 0.3 * done),
     )
-    limits = thresholds(model.of(case.gallery).hub)
     probes, source = _probes(request.pairs, live, bank, random)
     report = _report(request, verdict, version, bank, source)
-    return Fit(model, request.gate, request.quarantine, verdict.recommended, probes, limits, 0, report)
+    return Fit(model, request.gate, request.quarantine, verdict.recommended, probes, UNSET, 0, report)
 
 
 def _case(
@@ -212,7 +211,7 @@ def _report(request: FitRequest, verdict: Verdict, version: str, bank: Floats, p
 
 
 def _with_hubs(place: Workplace, field: str, fit: Fit, faces: dict[str, FieldPart]) -> Fit:
-    """The fit with the top hubs of its bank in the report; alerts for items that stand out already."""
+    """The fit with thresholds and the top hubs of its bank in the report; alerts for items that stand out already."""
     view = place.live.view
     gallery = Gallery.of(view, field)
     items = biases_of(view, field, fit, faces)
@@ -220,13 +219,14 @@ def _with_hubs(place: Workplace, field: str, fit: Fit, faces: dict[str, FieldPar
     before = counts(gallery.best(asked, HUB_K), len(gallery))
     after = counts(gallery.best(asked, HUB_K, [part.bias[:, 0] for part in items]), len(gallery))
     top = np.argsort(-before, kind="stable")[:_HUBS]
-    scores = hub_scores(np.concatenate([np.empty((0, 2), np.float32), *(part.hub for part in items)]), fit.limits)
-    loud = np.flatnonzero(scores > 1.0)
-    loud = loud[np.argsort(-scores[loud], kind="stable")][:_ALERTS]
+    measures = np.concatenate([np.empty((0, len(MEASURES)), np.float32), *(part.hub for part in items)])
+    fit = replace(fit, thresholds=thresholds(measures))
+    scores = fit.thresholds.scores(measures)
+    worst = scores.max(axis=1)
+    loud = np.flatnonzero(worst > 1.0)
+    loud = loud[np.argsort(-worst[loud], kind="stable")][:_ALERTS]
     named = {p.pk: p.id for p in place.store.fetch(gallery.keys[np.concatenate([top, loud])].tolist())}
-    place.monitor.found_by_fit(
-        field, [(named[key], float(scores[row])) for row, key in _keyed(gallery, loud) if key in named]
-    )
+    place.monitor.found_by_fit(field, [(named[key], scores[row]) for row, key in _keyed(gallery, loud) if key in named])
     total = max(1, int(before.sum()))
     hubs = [
         {
