@@ -10,12 +10,14 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nearfield_index.backends.space import ItemBiases
+from nearfield_index.blas import one_thread
 from nearfield_index.building import Builder
 from nearfield_index.errors import Conflict, Corrupt
 from nearfield_index.hubness.fit import Fit, load_fit, save_fit, with_report
@@ -64,6 +66,8 @@ class Workplace:
     turn: AbstractContextManager[object]
 
 
+# Many products of blocks that fit a cache: OpenBLAS would spend longer on waking its threads than on them.
+@one_thread()
 def fit(place: Workplace, job: Job, request: FitRequest, version: str, bank: Floats) -> None:
     """Carry out a request with a bank of raw queries ``(m, dim)``; its fit is in force when this returns."""
     job.report(0.0, "reading")
@@ -76,6 +80,7 @@ def fit(place: Workplace, job: Job, request: FitRequest, version: str, bank: Flo
     publish(place, job, request.field, made, lambda segment, part: made.of(part.matrix))
 
 
+@one_thread()
 def rotate(place: Workplace, job: Job, field: str, old: Fit, fresh: Floats, version: str) -> None:
     """Replace one block of the bank by ``fresh`` raw queries: a sixteenth of a fit, by block."""
     job.report(0.0, "rotating")
@@ -106,8 +111,9 @@ def publish(place: Workplace, job: Job, field: str, fit: Fit, compute: Compute) 
                 items = compute(segment, segment.fields[field])
                 biases.save(segment, field, fit.version, items)
             faces[segment.name] = biases.face(segment, field, fit.version, items)
-            job.report(first + 0.1 / total, "calibrating")
-            place.builder.calibrate_face(segment, field, faces[segment.name], fit.version, fit.probes)
+            job.report(first + 0.05 / total, "calibrating")
+            step = partial(_tell, job, first + 0.05 / total, 0.25 / total)
+            place.builder.calibrate_face(segment, field, faces[segment.name], fit.version, fit.probes, step)
         if not missing and round_:
             break
     job.report(0.92, "counting hubs")
@@ -118,6 +124,10 @@ def publish(place: Workplace, job: Job, field: str, fit: Fit, compute: Compute) 
         job.report(0.98)  # whoever dropped the fits meanwhile has cancelled this
         place.live.publish_fit(field, fit, file, faces)
     place.builder.forget_faces({fit.version for fit in place.live.fits.values()})
+
+
+def _tell(job: Job, start: float, share: float, done: float) -> None:
+    job.report(start + share * done)
 
 
 def _made(directory: Path, version: str) -> Fit | None:

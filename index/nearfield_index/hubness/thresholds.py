@@ -39,7 +39,8 @@ class Thresholds:
         limits, usual = np.array(self.limits), np.array(self.usual)
         with np.errstate(invalid="ignore"):
             found = (measures - usual) / np.maximum(limits - usual, 1e-12)
-        return np.where(measures > limits, np.maximum(found, 1.0 + 1e-9), np.minimum(np.nan_to_num(found), 1.0))
+        beyond, within = np.maximum(found, 1.0 + 1e-9), np.minimum(np.nan_to_num(found), 1.0)
+        return np.asarray(np.where(measures > limits, beyond, within), np.float64)
 
 
 UNSET = Thresholds((np.inf,) * len(MEASURES), (0.0,) * len(MEASURES))

@@ -75,9 +75,13 @@ def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[
     if field.backend is None:
         return Calibration(source, samples, prices)
     reaches: tuple[Reach, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    before = 0.5 if field.backend.is_graph else 0.0
     if field.backend.is_graph:
-        reaches = _reaches(field, field.backend, probes, limit_us=prices.scan_us * len(field), step=step)
-    curves = _curves(field, field.clusters, probes, prices, random, step) if field.clusters is not None else ()
+        limit = prices.scan_us * len(field)
+        reaches = _reaches(field, field.backend, probes, limit_us=limit, step=lambda done: step(before * done))
+    if field.clusters is not None:
+        curves = _curves(field, field.clusters, probes, prices, random, lambda done: step(before + (1 - before) * done))
     return Calibration(source, samples, prices, reaches=reaches, curves=curves)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from nearfield_index.backends.space import ItemBiases, original, queried
 from nearfield_index.ranking.target import Target
 from nearfield_index.schema import Metric
+from nearfield_index.threads import BACKGROUND, in_threads
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -36,6 +37,7 @@ HUB_K = 10
 
 _NEARLY = 0.25
 """By how much, in units of spread, an item may miss the best ten and still count a little."""
+_MANY_BLOCKS = 16
 _VALUES = 1 << 20  # similarities worked on at a time: they should stay in the cache
 
 
@@ -168,7 +170,9 @@ class BiasModel:
             np.empty((n, 1 if self.recipe.neighbours else BLOCKS), np.float32),
         )
         nearly = self.bank.entry - np.float32(_NEARLY * self.spread)
-        for start, stop in row_blocks(n, len(self.bank)):
+
+        def fill(part: tuple[int, int]) -> None:
+            start, stop = part
             sims = self.bank.similarities(rows[start:stop])
             out.blocks[start:stop] = blocks(start, stop, sims)
             out.active[start:stop, 0] = (sims >= self.bank.top).any(axis=1)
@@ -177,6 +181,11 @@ class BiasModel:
             out.hub[start:stop, 0] = sims.sum(axis=1) / self.spread
             if self.target is not None:
                 out.hub[start:stop, 1:] = self.target.measures(original(rows[start:stop], self.metric))
+
+        parts = list(row_blocks(n, len(self.bank)))
+        # A few new points are not worth a thread.
+        for _ in in_threads(fill, parts, BACKGROUND if len(parts) >= _MANY_BLOCKS else 1):
+            pass
         gallery = None if self.gallery is None else self._gallery_sums(rows, out.active)
         out.bias[:] = self.bias_of(out.blocks, gallery)
         return out
