@@ -125,7 +125,7 @@ def run(
                     attack.plant(engine, kind, share, fold, tally)
         inside = inside or attack.inside(place)
     none = np.array(flagged)
-    false = "".join(f", {name} {percent(float(none[:, n].mean()))}" for n, name in enumerate(MEASURES))
+    false = "".join(f", {name} {int(none[:, n].sum())}" for n, name in enumerate(MEASURES))
     rows = [[*tally.row(kind), _share(np.array(inside[kind]))] for kind, tally in tallies.items()]
     heads = ["poison", "lists", "above", *(f"at {percent(share)}" for share in shares)]
     heads += ["found", "of those above", f"above {_MUCH:g}", *MEASURES, "inside"]
@@ -134,7 +134,7 @@ def run(
     return [
         f"### {views.name}, {metric}: {sizes}",
         "",
-        f"Clean items flagged: {percent(float(none.any(axis=1).mean()))} ({int(none.any(axis=1).sum())}{false}).",
+        f"Clean items flagged: {_share(none.any(axis=1))} ({int(none.any(axis=1).sum())}{false}).",
         "",
         *table(heads, rows),
         f"An upsert costs {decimal(before, 0)} us of CPU a point without a fit and {decimal(after, 0)} us with one.",
@@ -176,7 +176,7 @@ def _fired(alert: dict[str, Any] | None) -> tuple[bool, ...]:
 
 
 def _share(flags: Any) -> str:
-    return percent(float(flags.mean())) if len(flags) else "-"
+    return f"{100 * float(flags.mean()):.3g} %" if len(flags) else "-"
 
 
 def _cost(engine: Engine, vectors: Any) -> float:

@@ -1,6 +1,6 @@
 """What counts as far above the others: thresholds for the hub measures of a collection's items.
 
-They come from the collection's own items, each so that two of ten thousand clean ones are above, which makes less
+They come from the collection's own items, each so that one of four thousand clean ones is above, which makes less
 than one in a thousand for the three together. Items planted before the fit lift a quantile, but hardly what the items
 between 90 and 98 % let expect: a threshold is never far beyond that, and items beyond it do not count.
 """
@@ -21,7 +21,7 @@ MEASURES = ("reach", "lean", "centre")
 
 _LEAST = 30
 """Fewer items tell nothing about how far a tail reaches."""
-_SHARE = 2e-4
+_SHARE = 2.5e-4
 _TAIL = (0.90, 0.98)
 _SLACK = 2.0
 """How much longer than a bell curve's a clean tail may be, beyond 98 %."""
@@ -68,4 +68,5 @@ def _limit(values: Doubles) -> float:
     if further <= 0:  # nearly all of them are alike
         return float(np.quantile(values, 1 - _SHARE))
     own = float(np.quantile(values[values <= high + _SLACK * further], 1 - _SHARE))
-    return own if len(values) * _SHARE >= 1 else max(own, high + further)
+    # The largest of few tells less than how far the others let expect it.
+    return own if len(values) * _SHARE >= 0.5 else max(own, high + further)

@@ -100,8 +100,8 @@ def rotated_model(
 
 
 def _target(bank: Bank, parts: Sequence[Floats], metric: Metric) -> Target:
-    # At most half of the items: on those that it was estimated from, a direction looks better than it is.
-    rows = _sampled(parts, min(_TARGET_ROWS, (sum(map(len, parts)) + 1) // 2))
+    # A third of the items: on those that it was estimated from, a direction looks better than it is.
+    rows = _sampled(parts, min(_TARGET_ROWS, -(-sum(map(len, parts)) // 3)))
     return target_of(original(bank.queries, metric), original(rows, metric), metric)
 
 

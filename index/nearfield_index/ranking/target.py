@@ -21,8 +21,9 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 _AXES = 128
 _LEAST_WIDTH = 0.05
-_ROUNDED = 0.3
-"""Share of the items' covariance that is replaced by a round one: directions estimated from few items mislead."""
+_ROUNDED = 2.0
+"""This times dimensions by items is the share of the items' covariance that is replaced by a round one: directions
+estimated from few items mislead."""
 _MOST_ROWS = 8_192
 _SEED = 20_261_125
 
@@ -61,8 +62,9 @@ def target_of(queries: Floats, items: Floats, metric: Metric) -> Target:
         point = middle * (own / length) if length > 0 else middle
     covariance = _covariance(rows)
     variance = max(float(np.trace(covariance)) / len(covariance), 1e-30)
-    covariance *= 1.0 - _ROUNDED
-    covariance[np.diag_indices_from(covariance)] += _ROUNDED * variance
+    rounded = min(0.9, _ROUNDED * len(covariance) / len(rows))
+    covariance *= 1.0 - rounded
+    covariance[np.diag_indices_from(covariance)] += rounded * variance
     lean = np.linalg.solve(covariance, point - rows.mean(axis=0))
     variances, axes = np.linalg.eigh(_covariance(asked))
     least = max(_LEAST_WIDTH * float(variances.mean()), 1e-30)

@@ -16,7 +16,8 @@ QUERIES = (RANDOM.standard_normal((400, DIM)) @ np.diag(np.linspace(1, 0.1, DIM)
 
 def shrunk(rows: np.ndarray) -> np.ndarray:
     own = np.cov(rows.astype(np.float64).T, bias=True)
-    return 0.7 * own + 0.3 * np.trace(own) / len(own) * np.eye(len(own))
+    rounded = 2 * rows.shape[1] / len(rows)
+    return (1 - rounded) * own + rounded * np.trace(own) / len(own) * np.eye(len(own))
 
 
 @pytest.mark.parametrize("metric", list(Metric))
