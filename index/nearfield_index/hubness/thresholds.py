@@ -69,4 +69,4 @@ def _limit(values: Doubles) -> float:
         return float(np.quantile(values, 1 - _SHARE))
     own = float(np.quantile(values[values <= high + _SLACK * further], 1 - _SHARE))
     # The largest of few tells less than how far the others let expect it.
-    return own if len(values) * _SHARE >= 0.5 else max(own, high + further)
+    return own if len(values) * _SHARE >= 0.75 else max(own, high + further)
