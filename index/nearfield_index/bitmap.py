@@ -150,6 +150,17 @@ class Bitmap:
         shifted: npt.NDArray[np.uint8] = bits[rows >> 3] >> (rows & 7).astype(np.uint8)
         return (shifted & np.uint8(1)).view(np.bool_)
 
+    def before(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many rows of the set lie before each of ``places`` (each in ``0..n``): int64, same length."""
+        if self._words is None:
+            assert self._rows is not None
+            return np.searchsorted(self._rows, places)
+        counts = np.zeros(len(self._words) + 1, np.int64)
+        np.cumsum(np.bitwise_count(self._words), out=counts[1:])
+        word, bit = places >> 6, (places & 63).astype(np.uint64)
+        within = self._words[np.minimum(word, len(self._words) - 1)] & ((np.uint64(1) << bit) - np.uint64(1))
+        return np.asarray(counts[word] + np.bitwise_count(within))
+
     def __contains__(self, row: object) -> bool:
         if not isinstance(row, int | np.integer) or not 0 <= row < self.n:
             return False

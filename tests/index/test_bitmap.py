@@ -89,6 +89,14 @@ def test_membership_of_one_row() -> None:
         assert "3" not in bitmap
 
 
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 128, 1_000])
+def test_how_many_lie_before(n: int) -> None:
+    mask = np.random.default_rng(n).random(n) < 0.4
+    for bitmap in (Bitmap.from_mask(mask), Bitmap.from_rows(n, np.flatnonzero(mask)), Bitmap.none(n), Bitmap.all(n)):
+        wanted = np.concatenate([[0], np.cumsum(bitmap.mask())])
+        assert np.array_equal(bitmap.before(np.arange(n + 1)), wanted)
+
+
 def test_bits_past_the_end_are_dropped() -> None:
     bitmap = Bitmap.from_bits(3, np.array([255], np.uint8))
     assert bitmap.rows().tolist() == [0, 1, 2]

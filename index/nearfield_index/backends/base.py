@@ -28,6 +28,11 @@ class RowTest(Protocol):
         """The share of all rows that pass, as far as is known."""
         ...
 
+    @property
+    def bitmap(self) -> Bitmap:
+        """All rows that pass, made when first asked for."""
+        ...
+
     def test(self, rows: Rows) -> Mask:
         """Whether each of ``rows`` passes: bool, same shape."""
         ...
@@ -92,10 +97,12 @@ class Space:
 
 @dataclass(frozen=True)
 class BuildParams:
-    """Recorded in the segment: ``m`` links a node, ``ef_construction`` the build effort."""
+    """Recorded in the segment: ``m`` links a node, ``ef_construction`` the build effort, ``rescored`` how many rows
+    are scored again for one that is wanted, where codes rank."""
 
     m: int
     ef_construction: int
+    rescored: int = 4
 
 
 class Searcher(Protocol):

@@ -75,7 +75,12 @@ class Ivf:
 
     def nearness(self, queries: Floats) -> Floats:
         """How promising each list is for each query ``(n, lists)``."""
-        found: Floats = queries @ self.space.lists.centroids.T
+        centroids = self.space.lists.centroids
+        if len(queries) > 1:
+            return np.asarray(queries @ centroids.T)
+        found = np.empty((1, len(centroids)), dtype=np.float32)  # a matrix product would wake all cores for it
+        pointers = (faiss.swig_ptr(array) for array in (found, queries, centroids))
+        faiss.fvec_inner_products_ny(*pointers, queries.shape[1], len(centroids))
         return found
 
     def best(self, query: Floats, k: int, rows: Rows) -> tuple[Floats, Rows]:

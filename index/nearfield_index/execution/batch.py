@@ -9,16 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil, log
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
+from nearfield_index.backends.coded import BROAD, CodedIvf
 from nearfield_index.errors import DeadlineExceeded
-from nearfield_index.execution.clusters import through_clusters
+from nearfield_index.execution.clusters import choose, look_elsewhere, passes, poor, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
-from nearfield_index.execution.graph import passes, poor, sift, walk, walk_again
+from nearfield_index.execution.graph import sift, walk, walk_again
 from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Doubles, best, put
 from nearfield_index.filters.compiled import Compiled
@@ -26,6 +28,7 @@ from nearfield_index.filters.expr import Expr
 from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
 _GRID = 4  # efforts are rounded up to multiples, so that more groups share a walk
+_WIDER = 1.5  # so are the numbers of rows to be found, to powers of this
 _FOUND_VALUES = 4_000_000
 
 
@@ -134,6 +137,14 @@ class _Planned(NamedTuple):
     plan: Plan
 
 
+class _Way(NamedTuple):
+    """How groups go together: through a graph, or through coded lists; with which effort, to how many rows found."""
+
+    coded: bool
+    effort: int
+    width: int
+
+
 def search_part(
     part: LivePart,
     here: FieldPart,
@@ -153,7 +164,7 @@ def search_part(
         return [planned.plan], here.part_rows(rows), scored
     batch = _Batch(part, here, queries, search, report)
     plans: list[Plan] = []
-    walks: dict[int, list[_Planned]] = {}
+    walks: dict[_Way, list[_Planned]] = {}
     scanned: list[Group] = []
     for group in groups:
         check_deadline(search.deadline)
@@ -162,15 +173,15 @@ def search_part(
         if planned.plan.kind == "exact":
             batch.scan(planned)
             scanned.append(group)
-        elif here.backend is not None and here.backend.is_graph and planned.plan.kind == here.backend.kind:
-            walks.setdefault(-(-planned.plan.effort // _GRID) * _GRID, []).append(planned)
+        elif (way := _way(here, planned, search.k)) is not None:
+            walks.setdefault(way, []).append(planned)
         else:
             batch.alone(planned, calibration)
     if scanned:
         batch.settle(scanned, find_keys)
-    for effort, together in walks.items():
+    for way, together in walks.items():
         assert calibration is not None
-        batch.walk(together, effort, calibration)
+        batch.walk(together, way, calibration)
     return plans, here.part_rows(batch.rows), batch.scored
 
 
@@ -228,52 +239,63 @@ class _Batch:
         put(self.rows, self.scored, members, rows, scored)
         self._report.ran.append(ran._replace(seconds=time.perf_counter() - start))
 
-    def walk(self, together: Sequence[_Planned], effort: int, calibration: Calibration) -> None:
-        """Groups of one effort share the walk; their filters then choose from what it found."""
-        assert self._here.backend is not None
-        k = self._search.k
-        block = max(1, _FOUND_VALUES // effort)
+    def walk(self, together: Sequence[_Planned], way: _Way, calibration: Calibration) -> None:
+        """Groups of one way share it; their filters then choose from what was found."""
+        block = max(1, _FOUND_VALUES // way.width)
         waiting = list(together)
         while waiting:
             check_deadline(self._search.deadline)
-            start = time.perf_counter()
             taken = [waiting.pop()]
             size = len(taken[0].group.members)
             while waiting and size + len(waiting[-1].group.members) <= block:
                 taken.append(waiting.pop())
                 size += len(taken[-1].group.members)
-            members = np.concatenate([each.group.members for each in taken])
-            asked = self._queries[members]
-            inner, found = self._here.backend.search(asked, effort, effort=effort, within=None)
-            ends = np.cumsum([len(each.group.members) for each in taken]).tolist()
-            bounds = list(zip([0, *ends], ends, strict=False))
-            passed = np.concatenate(
-                [passes(found[a:b], each.passing) for each, (a, b) in zip(taken, bounds, strict=True)]
-            )
-            walked = sift(self._here, asked, inner, found, passed, k, calibration.found(effort))
-            filtered = np.repeat([each.passing is not None for each in taken], np.diff([0, *ends]))
-            lacking = poor(walked, filtered, k, self._search.recall)
-            again = np.searchsorted(lacking, [0, *ends]).tolist()
-            share = (time.perf_counter() - start) / size
-            for number, (each, (a, b)) in enumerate(zip(taken, bounds, strict=True)):
-                start = time.perf_counter() - share * (b - a)
-                before = walked.again, walked.exact
-                if again[number] < again[number + 1]:
-                    walk_again(
-                        self._here,
-                        calibration,
-                        each.passing,
-                        asked,
-                        lacking[again[number] : again[number + 1]],
-                        walked,
-                        k=k,
-                        target=self._search.recall,
-                        effort=effort,
-                        width=effort,
-                    )
-                recall = float(walked.recall[a:b].mean())
-                self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
-            self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
+            self._walk(taken, way, calibration)
+
+    def _walk(self, taken: Sequence[_Planned], way: _Way, calibration: Calibration) -> None:
+        start = time.perf_counter()
+        here, k, target, effort = self._here, self._search.k, self._search.recall, way.effort
+        members = np.concatenate([each.group.members for each in taken])
+        asked = self._queries[members]
+        ends = np.cumsum([len(each.group.members) for each in taken]).tolist()
+        bounds = list(zip([0, *ends], ends, strict=False))
+        if way.coded:
+            assert isinstance(here.clusters, CodedIvf)
+            found = here.clusters.candidates(asked, way.width, effort)
+        else:
+            assert here.backend is not None
+            inner, found = here.backend.search(asked, way.width, effort=effort, within=None)
+        passed = np.concatenate([passes(found[a:b], each.passing) for each, (a, b) in zip(taken, bounds, strict=True)])
+        if way.coded:
+            walked = choose(here, calibration, asked, found, passed, k=k, effort=effort)
+        else:
+            walked = sift(here, asked, inner, found, passed, k, calibration.found(effort))
+        filtered = np.repeat([each.passing is not None for each in taken], np.diff([0, *ends]))
+        lacking = poor(walked, filtered, k, target)
+        again = np.searchsorted(lacking, [0, *ends]).tolist()
+        share = (time.perf_counter() - start) / len(members)
+        for number, (each, (a, b)) in enumerate(zip(taken, bounds, strict=True)):
+            start = time.perf_counter() - share * (b - a)
+            before = walked.again, walked.exact
+            mine = lacking[again[number] : again[number + 1]]
+            if len(mine) and way.coded:
+                look_elsewhere(here, calibration, each.passing, asked, mine, walked, k=k, target=target, effort=effort)
+            elif len(mine):
+                walk_again(
+                    here,
+                    calibration,
+                    each.passing,
+                    asked,
+                    mine,
+                    walked,
+                    k=k,
+                    target=target,
+                    effort=effort,
+                    width=way.width,
+                )
+            recall = float(walked.recall[a:b].mean())
+            self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
+        self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
 
     def _ran(
         self,
@@ -301,6 +323,19 @@ def _plan(
     passing = _passing(part, here, group.expr, find_keys)
     plan = plan_part(here, calibration, passing, k=search.k, target=search.recall, queries=len(group.members))
     return _Planned(group, passing, plan)
+
+
+def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
+    """The way on which a group may go with others; None where its filter must be known beforehand."""
+    _, passing, plan = planned
+    effort = -(-plan.effort // _GRID) * _GRID
+    if here.backend is not None and here.backend.is_graph and plan.kind == here.backend.kind:
+        return _Way(False, effort, effort)
+    selectivity = 1.0 if passing is None else passing.count / passing.n
+    if isinstance(here.clusters, CodedIvf) and selectivity >= BROAD:
+        width = here.clusters.candidates_of(k, selectivity)
+        return _Way(True, effort, ceil(_WIDER ** ceil(log(width) / log(_WIDER))))
+    return None
 
 
 def _passing(part: LivePart, here: FieldPart, expr: Expr | None, find_keys: FindKeys) -> Compiled | None:
@@ -339,9 +374,18 @@ def _alone(
         within = None if passing is None else passing.bitmap
         return *exact_rows(here, queries, search.k, within, _ranking(part, here)), ran
     if here.clusters is not None and plan.kind == here.clusters.kind:
-        rows, scored, short = through_clusters(here, passing, queries, search.k, effort=plan.effort)
-        return rows, scored, ran._replace(exact=short)
-    walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
+        walked = through_clusters(
+            here,
+            calibration,
+            passing,
+            queries,
+            k=search.k,
+            target=search.recall,
+            effort=plan.effort,
+            recall=plan.recall,
+        )
+    else:
+        walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
     told = ran._replace(recall=float(walked.recall.mean()), again=walked.again, exact=walked.exact)
     return walked.rows, walked.scored, told
 

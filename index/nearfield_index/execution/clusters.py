@@ -1,33 +1,186 @@
-"""Search through the clusters that the rows lie in, for filters between few rows and most."""
+"""Search through the clusters that the rows lie in, for filters between few rows and most.
+
+Lists with codes find candidates whatever the filter. A broad filter chooses among them, as it does among what a graph
+has found, and how many pass shows how deep a query had to look; a narrow one is a bitmap that the scan heeds. Where
+the rows that pass keep together, or turn out to lie elsewhere, only lists that have some are scanned.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from nearfield_index.backends.base import Floats, Rows
+from nearfield_index.backends.base import Floats, Mask, Rows
+from nearfield_index.backends.coded import BROAD, CodedIvf, blocks, first
+from nearfield_index.backends.exact import pad
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.exact import Doubles, exact_rows
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+
+# Queries differ in depth; what counts is their mean, so one may fall short by this much.
+_SHORT = 0.015
+_LATE = 0.4
+
+
+@dataclass
+class Walked:
+    """Of some queries: ``rows`` and ``scored`` ``(n, k)`` padded with -1 and -inf, ``recall`` to expect of each,
+    ``counts`` of rows found that pass, how many looked again and how many were answered exactly."""
+
+    rows: Rows
+    scored: Doubles
+    recall: Doubles
+    counts: Rows
+    depths: Doubles | None = None
+    """How deep in the ranking of all rows each query looked, as far as the codes tell."""
+    again: int = 0
+    exact: int = 0
+
+
+def passes(rows: Rows, passing: Compiled | None) -> Mask:
+    """Which of the rows found (-1: none) pass, same shape."""
+    if passing is None:
+        return rows >= 0
+    return passing.test(rows) if rows.min() >= 0 else passing.test(np.maximum(rows, 0)) & (rows >= 0)
+
+
+def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
+    """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
+    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - _SHORT))
+
 
 def through_clusters(
-    here: FieldPart, passing: Compiled | None, queries: Floats, k: int, *, effort: int
-) -> tuple[Rows, Doubles, int]:
-    """The best passing rows of the nearest ``effort`` clusters with their scores, ``(n, k)``, padded with -1 and -inf.
+    here: FieldPart,
+    calibration: Calibration,
+    passing: Compiled | None,
+    queries: Floats,
+    *,
+    k: int,
+    target: float,
+    effort: int,
+    recall: float,
+) -> Walked:
+    """The best passing rows of the nearest ``effort`` clusters, which are expected to reach ``recall``.
 
-    A query that finds too few of them is answered exactly; the last value says how many were.
+    A query that finds too few of them is answered exactly.
     """
     assert here.clusters is not None
+    lists = here.clusters
+    selectivity = 1.0 if passing is None else passing.count / passing.n
+    if isinstance(lists, CodedIvf) and passing is not None and selectivity >= BROAD:
+        width = lists.candidates_of(k, selectivity)
+        parts = []
+        for some in blocks(len(queries), width):
+            rows = lists.candidates(queries[some], width, effort)
+            parts.append(choose(here, calibration, queries[some], rows, passes(rows, passing), k=k, effort=effort))
+        done = parts[0] if len(parts) == 1 else joined(parts)
+        lacking = poor(done, True, k, target)
+        if len(lacking):
+            look_elsewhere(
+                here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort, width=width
+            )
+        return done
     within: Bitmap | Compiled | None = passing
     if passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)):
         within = passing.bitmap  # tells which clusters are worth a look
-    found, rows = here.clusters.search(queries, k, effort=effort, within=within)
-    scored = here.found_scores(queries, rows, found)
+    found, rows = lists.search(queries, k, effort=effort, within=within)
+    counts = np.full(len(rows), k)
+    done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
+    done.exact = _complete(here, passing, queries, np.arange(len(rows)), done, k)
+    return done
+
+
+def choose(
+    here: FieldPart,
+    calibration: Calibration,
+    queries: Floats,
+    found: Rows,
+    passed: Mask,
+    *,
+    k: int,
+    effort: int,
+) -> Walked:
+    """The best k of the candidates ``(n, width)`` that pass.
+
+    How many do, and how far down the codes' ranking the best lie, tells how deep each query had to look.
+    """
+    assert isinstance(here.clusters, CodedIvf)
+    width = found.shape[1]
+    rows = np.where(passed, found, -1)
+    inner = here.clusters.products(queries, rows)
+    places = first(inner, k)
+    rows, inner = pad(np.take_along_axis(inner, places, 1), np.take_along_axis(rows, places, 1), k)[::-1]
+    counts = passed.sum(axis=1)
+    # Where the best come late, better ones come too late to be among the candidates.
+    place = places.mean(axis=1)
+    depths = np.maximum(k * width / np.maximum(counts, 1), calibration.depth_at(place))
+    seen = (counts >= k) & (place <= _LATE * width)
+    sure = np.where(seen, calibration.recall_at(effort, depths), 0.0)
+    return Walked(rows, here.found_scores(queries, rows, inner), sure, counts, depths)
+
+
+def look_elsewhere(
+    here: FieldPart,
+    calibration: Calibration,
+    passing: Compiled | None,
+    queries: Floats,
+    lacking: Rows,
+    done: Walked,
+    *,
+    k: int,
+    target: float,
+    effort: int,
+) -> None:
+    """Answer the ``lacking`` of some queries from clusters that have rows which pass, or else exactly.
+
+    ``effort`` was too little.
+    """
+    assert here.clusters is not None
+    asked = queries[lacking]
+    within = None if passing is None else passing.bitmap
+    share = 1.0 if within is None else within.share
+    together = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
+    deeper = None if done.depths is None else calibration.sweep_at(float(done.depths[lacking].mean()), target)
+    if together is None and deeper is None:
+        put(done.rows, done.scored, lacking, *exact_rows(here, asked, k, within))
+        done.recall[lacking] = 1.0
+        done.exact += len(lacking)
+        return
+    ways = [way for way in (together, deeper) if way is not None]
+    effort = max(effort, *(way.effort for way in ways))
+    found, rows = here.clusters.search(asked, k, effort=effort, within=within)
+    done.rows[lacking], done.scored[lacking] = rows, here.found_scores(asked, rows, found)
+    done.recall[lacking] = min(way.recall for way in ways)
+    done.again += len(lacking)
+    done.exact += _complete(here, passing, queries, lacking, done, k)
+
+
+def joined(parts: Sequence[Walked]) -> Walked:
+    """Answers to several blocks of queries as one."""
+    return Walked(
+        np.concatenate([p.rows for p in parts]),
+        np.concatenate([p.scored for p in parts]),
+        np.concatenate([p.recall for p in parts]),
+        np.concatenate([p.counts for p in parts]),
+        np.concatenate([p.depths for p in parts if p.depths is not None]),
+    )
+
+
+def _complete(here: FieldPart, passing: Compiled | None, queries: Floats, asked: Rows, done: Walked, k: int) -> int:
+    """Answer exactly which of the queries ``asked`` have fewer rows than there are; how many."""
     enough = min(k, len(here) if passing is None else passing.count)
-    short = np.flatnonzero(rows[:, enough - 1] < 0)  # rows come best first and padded with -1 last
-    if len(short):
-        put(rows, scored, short, *exact_rows(here, queries[short], k, None if passing is None else passing.bitmap))
-    return rows, scored, len(short)
+    few = asked[done.rows[asked, enough - 1] < 0]  # rows come best first and padded with -1 last
+    if len(few):
+        within = None if passing is None else passing.bitmap
+        put(done.rows, done.scored, few, *exact_rows(here, queries[few], k, within))
+        done.recall[few] = 1.0
+    return len(few)

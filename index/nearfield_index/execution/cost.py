@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import ceil, floor, log10
+from math import ceil, floor, log10, sqrt
 from typing import Any
 
 import numpy as np
+
+from nearfield_index.backends.coded import answers_of
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 _REMEMBERED = 512
 
+# A filter this little more selective than one that was measured is taken for it.
+_ABOUT = 1.02
+
 # Shares of the allowed loss that lists keep in hand: no two filters are alike, least of all where rows keep together.
-_SPARE = {False: 0.3, True: 0.7}
+_SPARE = {"random": 0.3, "run": 0.7}
 
 GATHERED_QUERIES = 4
 """From so many queries on, an exact answer copies its rows once and is a matrix product."""
@@ -76,6 +81,8 @@ class Prices:
     product_us: float
     bitmap_us: float = 0.0
     """Of making a bitmap of all rows, and a list of those in it."""
+    answer_us: float = 0.0
+    """Of as many more rows as coded lists find for one more answer."""
 
 
 class _Memo:
@@ -96,19 +103,23 @@ class _Memo:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measured on ``source`` (``queries`` or ``rows``): prices of exact scans, reaches of a graph, curves of lists."""
+    """Measured on ``source`` (``queries`` or ``rows``): prices of exact scans, reaches of a graph and of coded lists
+    (``sweeps``), curves of lists."""
 
     source: str
     samples: int
     prices: Prices
     reaches: tuple[Reach, ...] = ()
     curves: tuple[Curve, ...] = ()
+    sweeps: tuple[Reach, ...] = ()
+    places: tuple[float, ...] = ()
+    """Where in the ranking by codes the truly nearest down to each of ``DEPTHS`` come, on the average."""
     _known: _Memo = field(default_factory=_Memo, compare=False, repr=False)
 
     @cached_property
     def least_us(self) -> float:
         """What the cheapest setting of all costs a query."""
-        every = [*(r.us for r in self.reaches), *(s.us for curve in self.curves for s in curve.settings)]
+        every = [*(r.us for r in self.reaches + self.sweeps), *(s.us for curve in self.curves for s in curve.settings)]
         return min(every, default=0.0)
 
     def exact_us(self, rows: float, *, contiguous: bool, queries: int) -> float:
@@ -128,7 +139,7 @@ class Calibration:
         depth = _rounded_up(max(depth, DEPTHS[0])) if depth <= DEPTHS[-1] else depth
 
         def find() -> Setting | None:
-            found = self._find_depth(depth, self._aim(target))
+            found = _at_depth(self.reaches, depth, self._aim(target))
             return found if found is None or found.effort >= least else self._at_effort(least, found)
 
         setting: Setting | None = self._known.get(("depth", depth, target, least), find)
@@ -140,17 +151,6 @@ class Calibration:
             return None
         us = float(np.interp(effort, [r.effort for r in self.reaches], [r.us for r in self.reaches]))
         return Setting(effort, reached.recall, us)
-
-    def _find_depth(self, depth: float, target: float) -> Setting | None:
-        before: Setting | None = None
-        for reach in self.reaches:
-            if reach.effort < depth:
-                continue
-            here = Setting(reach.effort, float(np.interp(depth, DEPTHS[: len(reach.recall)], reach.recall)), reach.us)
-            if here.recall >= target:
-                return here if before is None else _between(before, here, target)
-            before = here
-        return None
 
     def found(self, effort: int) -> Doubles:
         """By place in a graph search's own ranking (0 first), how sure one may be that nothing before it is missing.
@@ -178,12 +178,10 @@ class Calibration:
         """The cheapest setting of lists that reaches the target; None when none was seen to.
 
         A filter is judged by the next more selective curve that was measured, a k by the next larger one, and of
-        several ``shapes`` the worse counts.
+        several ``shapes`` the worse counts. Coded lists answer random filters as a graph does, by depth.
         """
-        spare = _SPARE["run" in shapes] if selectivity < 1.0 else 0.0
         setting: Setting | None = self._known.get(
-            (selectivity, k, target, shapes),
-            lambda: self._find(selectivity, k, self._aim(target) + spare * (1 - target), shapes),
+            (selectivity, k, target, shapes), lambda: self._find(selectivity, k, target, shapes)
         )
         return setting
 
@@ -193,15 +191,49 @@ class Calibration:
         return max(reached, key=lambda s: s.effort) if len(reached) == len(shapes) else None
 
     def _cheapest(self, shape: str, selectivity: float, k: int, target: float) -> Setting | None:
-        fitting = [c for c in self.curves if c.shape in ("all", shape) and c.selectivity <= selectivity and c.k >= k]
+        aim = self._aim(target)
+        if self.sweeps and (shape == "random" or selectivity >= 1.0):
+            return self._swept(selectivity, k, aim)
+        if selectivity < 1.0:
+            aim += _SPARE[shape] * (1 - target)
+        fitting = [
+            c for c in self.curves if c.shape in ("all", shape) and c.selectivity <= _ABOUT * selectivity and c.k >= k
+        ]
         if not fitting:
             return None
         curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
-        found = next((s for s in curve.settings if s.recall >= target), None)
-        if found is None:
-            return None
+        found = next((s for s in curve.settings if s.recall >= aim), None)
+        if found is None or self.sweeps:
+            return found
         # A broader filter has more rows to scan in as many clusters.
         return Setting(found.effort, found.recall, found.us * max(1.0, selectivity / max(curve.selectivity, 1e-9)))
+
+    def _swept(self, selectivity: float, k: int, target: float) -> Setting | None:
+        """By coded lists, which scan all rows of a list, so that a filter costs nothing but places in the ranking."""
+        found = _at_depth(self.sweeps, depth_of(k, selectivity), target, wide=True)
+        if found is None:
+            return None
+        more = answers_of(k, selectivity) - answers_of(DEPTHS[0], 1.0)
+        return Setting(found.effort, found.recall, found.us + max(0, more) * self.prices.answer_us)
+
+    def sweep_at(self, depth: float, target: float) -> Setting | None:
+        """The cheapest setting of coded lists that reaches the target at this depth; None when none was seen to."""
+        depth = _rounded_up(max(depth, DEPTHS[0]))
+        setting: Setting | None = self._known.get(
+            ("sweep", depth, target), lambda: _at_depth(self.sweeps, depth, self._aim(target), wide=True)
+        )
+        return setting
+
+    def depth_at(self, places: Doubles) -> Doubles:
+        """How deep in the ranking of all rows those lie whose places in the codes' ranking have these means."""
+        return np.asarray(np.interp(places, self.places, DEPTHS[: len(self.places)]))
+
+    def recall_at(self, effort: int, depths: Doubles) -> Doubles:
+        """The recall that coded lists reach at these depths, as measured with the next lower effort."""
+        below = max((r for r in self.sweeps if r.effort <= effort), key=lambda r: r.effort, default=None)
+        if below is None:
+            return np.zeros(len(depths))
+        return np.asarray(np.interp(depths, DEPTHS[: len(below.recall)], below.recall))
 
     def _aim(self, target: float) -> float:
         """Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most."""
@@ -214,20 +246,54 @@ class Calibration:
             "prices": asdict(self.prices),
             "reaches": [asdict(reach) for reach in self.reaches],
             "curves": [asdict(curve) for curve in self.curves],
+            "sweeps": [asdict(sweep) for sweep in self.sweeps],
+            "places": self.places,
         }
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Calibration:
-        reaches = tuple(Reach(r["effort"], r["us"], tuple(r["recall"])) for r in raw["reaches"])
+        reaches, sweeps = (
+            tuple(Reach(r["effort"], r["us"], tuple(r["recall"])) for r in raw.get(name, ()))
+            for name in ("reaches", "sweeps")
+        )
         curves = tuple(
             Curve(c["selectivity"], c["k"], c["shape"], tuple(Setting(**s) for s in c["settings"]))
             for c in raw["curves"]
         )
-        return cls(raw["source"], raw["samples"], Prices(**raw["prices"]), reaches, curves)
+        return cls(
+            raw["source"],
+            raw["samples"],
+            Prices(**raw["prices"]),
+            reaches,
+            curves,
+            sweeps,
+            tuple(raw.get("places", ())),
+        )
 
 
 Calibrations = Mapping[tuple[str, str], Calibration]
 """By (segment, field)."""
+
+
+def depth_of(k: int, selectivity: float) -> float:
+    """How far down the ranking of all rows the k-th that passes lies, with half a deviation to spare."""
+    if selectivity <= 0.0:
+        return np.inf
+    return k / selectivity + 0.5 * sqrt(k * (1 - min(1.0, selectivity))) / selectivity
+
+
+def _at_depth(reaches: Sequence[Reach], depth: float, target: float, *, wide: bool = False) -> Setting | None:
+    """The cheapest effort that reaches the target at this depth; ``wide``: one that finds deeper than its number."""
+    before: Setting | None = None
+    for reach in reaches:
+        measured = DEPTHS[: len(reach.recall)]
+        if not measured or depth > (measured[-1] if wide else reach.effort):
+            continue
+        here = Setting(reach.effort, float(np.interp(depth, measured, reach.recall)), reach.us)
+        if here.recall >= target:
+            return here if before is None else _between(before, here, target)
+        before = here
+    return None
 
 
 def _rounded_up(depth: float) -> float:

@@ -8,13 +8,12 @@ walks again with more effort, or is answered exactly, whatever the filter has to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.execution.clusters import through_clusters
+from nearfield_index.execution.clusters import Walked, passes, poor, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.topk import put
@@ -24,30 +23,8 @@ from nearfield_index.segments.part import FieldPart
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-# Single queries differ in depth; what counts is their mean, so one may fall short by this much.
-_SHORT = 0.015
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
-
-
-@dataclass
-class Walked:
-    """Of some queries: ``rows`` and ``scored`` ``(n, k)`` padded with -1 and -inf, ``recall`` to expect of each,
-    ``counts`` of rows found that pass, how many walked again and how many were answered exactly."""
-
-    rows: Rows
-    scored: Doubles
-    recall: Doubles
-    counts: Rows
-    again: int = 0
-    exact: int = 0
-
-
-def passes(rows: Rows, passing: Compiled | None) -> Mask:
-    """Which of the rows found (-1: none) pass, same shape."""
-    if passing is None:
-        return rows >= 0
-    return passing.test(rows) if rows.min() >= 0 else passing.test(np.maximum(rows, 0)) & (rows >= 0)
 
 
 def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Mask, k: int, places: Doubles) -> Walked:
@@ -70,11 +47,6 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
     inner[at, column] = found[at, place]
     sure = np.bincount(at, weights=places[place], minlength=len(rows)) / k
     return Walked(kept, here.found_scores(queries, kept, inner), sure, upto[:, -1])
-
-
-def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
-    """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
-    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - _SHORT))
 
 
 def walk(
@@ -104,7 +76,7 @@ def walk_again(
     calibration: Calibration,
     passing: Compiled | None,
     queries: Floats,
-    poor: Rows,
+    lacking: Rows,
     done: Walked,
     *,
     k: int,
@@ -112,34 +84,44 @@ def walk_again(
     effort: int,
     width: int,
 ) -> None:
-    """Answer the ``poor`` of some queries better, in the cheapest way: a longer walk, the clusters or an exact scan.
+    """Answer the ``lacking`` of some queries better, in the cheapest way: a longer walk, the clusters or an exact scan.
 
     ``width`` says how many rows the walk with ``effort`` gave.
     """
     setting, clusters = None, None
     if passing is not None:
-        share = float((done.counts[poor].mean() + 0.5) / (width + 1))
+        share = float((done.counts[lacking].mean() + 0.5) / (width + 1))
         depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
         setting = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
-    queries = queries[poor]
+    queries = queries[lacking]
     count = len(here) if passing is None else passing.count
     scan = calibration.exact_us(count, contiguous=passing is None, queries=len(queries))
     if passing is not None and here.clusters is not None:
         clusters = calibration.setting(selectivity=count / passing.n, k=k, target=target, shapes=("random", "run"))
     bitmap_us = calibration.prices.bitmap_us / len(queries)
     if clusters is not None and clusters.us + bitmap_us < min(scan, np.inf if setting is None else setting.us):
-        rows, scored, short = through_clusters(here, passing, queries, k, effort=clusters.effort)
-        done.rows[poor], done.scored[poor], done.recall[poor] = rows, scored, clusters.recall
-        done.again += len(poor)
-        done.exact += short
+        better = through_clusters(
+            here,
+            calibration,
+            passing,
+            queries,
+            k=k,
+            target=target,
+            effort=clusters.effort,
+            recall=clusters.recall,
+        )
+        _better(done, lacking, better)
         return
     if setting is None or setting.us >= scan:
         within = None if passing is None else passing.bitmap
-        put(done.rows, done.scored, poor, *exact_rows(here, queries, k, within))
-        done.recall[poor] = 1.0
-        done.exact += len(poor)
+        put(done.rows, done.scored, lacking, *exact_rows(here, queries, k, within))
+        done.recall[lacking] = 1.0
+        done.exact += len(lacking)
         return
-    better = walk(here, calibration, passing, queries, k=k, target=target, effort=setting.effort)
-    done.rows[poor], done.scored[poor], done.recall[poor] = better.rows, better.scored, better.recall
-    done.again += len(poor) + better.again
+    _better(done, lacking, walk(here, calibration, passing, queries, k=k, target=target, effort=setting.effort))
+
+
+def _better(done: Walked, which: Rows, better: Walked) -> None:
+    done.rows[which], done.scored[which], done.recall[which] = better.rows, better.scored, better.recall
+    done.again += len(which) + better.again
     done.exact += better.exact

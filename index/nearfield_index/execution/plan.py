@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nearfield_index.execution.cost import Calibration, Setting
+from nearfield_index.backends.coded import BROAD, CodedIvf
+from nearfield_index.execution.cost import Calibration, Setting, depth_of
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart, Rows
@@ -15,7 +16,6 @@ from nearfield_index.segments.part import FieldPart, Rows
 _WORD = 64
 _SAMPLED_WORDS = 32
 _TOGETHER = 0.15
-_BROAD = 0.2
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
 _WORTH = 1.3
@@ -137,8 +137,10 @@ def _index(
         us, kind, setting = min(costs)
         if scan_us <= _WORTH * us:
             return None, "no dearer than the index at this recall"
-        # A graph finds out on its walk whether the rows keep together, where many pass; for lists it must be known.
-        walked = field.backend.is_graph and kind == field.backend.kind and selectivity >= _BROAD
+        # A graph and coded lists find out on their way whether the rows keep together, where many pass; for plain
+        # lists it must be known.
+        graph = field.backend.is_graph and kind == field.backend.kind
+        walked = selectivity >= BROAD and (graph or isinstance(field.clusters, CodedIvf))
         if together is not None or passing is None or walked:
             return (kind, setting), "cheapest at this recall" + (", for rows that keep together" if together else "")
         # Only where an index would be taken does it matter whether the rows keep together.
@@ -171,13 +173,7 @@ def _costs(
         setting = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=shapes_of(together))
         if setting is not None:
             # Which clusters are worth a look takes a bitmap to tell.
-            us = setting.us + (calibration.prices.bitmap_us if together else 0.0)
+            needed = together or (isinstance(field.clusters, CodedIvf) and selectivity < BROAD)
+            us = setting.us + (calibration.prices.bitmap_us if needed else 0.0)
             costs.append((us, field.clusters.kind, setting))
     return costs
-
-
-def depth_of(k: int, selectivity: float) -> float:
-    """How far down the ranking of all rows the k-th that passes lies, with half a deviation to spare."""
-    if selectivity <= 0.0:
-        return np.inf
-    return k / selectivity + 0.5 * sqrt(k * (1 - min(1.0, selectivity))) / selectivity

@@ -9,8 +9,8 @@ as a run of neighbouring clusters (a filter that goes with the vectors).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import Searcher
+from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt
 from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
 from nearfield_index.execution.exact import exact_rows
+from nearfield_index.filters.compiled import Known
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.storage.sealed import read_sealed, write_sealed
 
@@ -33,7 +35,8 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 ENOUGH_QUERIES = 200
 _SAMPLE = 256
-_TIMED = 5
+_TIMED = 8
+_GATHERED = 3_000
 _TIMED_WALKS = 64
 _BATCH = 64
 _KS = (10, 100)
@@ -42,9 +45,9 @@ _WIDE = 0.5
 # So many settings in a row without a gain, and the graph has shown what it can.
 _PLATEAU = 3
 _NO_GAIN = 0.0005
+# Broader filters choose from what a graph or coded lists have found.
+_BESIDE_OTHERS = 0.5
 _SELECTIVITIES = (1.0, 0.8, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
-# Broader filters are a graph's where there is one.
-_BESIDE_A_GRAPH = 0.5
 _FILTERED_SAMPLE = 100
 _GOOD_ENOUGH = 0.9985
 # A filtered graph this far from its goal at this effort is lost: an exact scan will answer.
@@ -75,14 +78,18 @@ def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[
     if field.backend is None:
         return Calibration(source, samples, prices)
     reaches: tuple[Reach, ...] = ()
-    curves: tuple[Curve, ...] = ()
-    before = 0.5 if field.backend.is_graph else 0.0
     if field.backend.is_graph:
         limit = prices.scan_us * len(field)
-        reaches = _reaches(field, field.backend, probes, limit_us=limit, step=lambda done: step(before * done))
+        reaches = _reaches(field, field.backend, probes, limit_us=limit, step=lambda done: step(0.5 * done))
+    curves: tuple[Curve, ...] = ()
     if field.clusters is not None:
-        curves = _curves(field, field.clusters, probes, prices, random, lambda done: step(before + (1 - before) * done))
-    return Calibration(source, samples, prices, reaches=reaches, curves=curves)
+        curves = _curves(field, field.clusters, probes, prices, random, lambda done: step(0.5 + 0.5 * done))
+    sweeps: tuple[Reach, ...] = ()
+    places: tuple[float, ...] = ()
+    if isinstance(field.clusters, CodedIvf):
+        sweeps, places, answer_us = _sweeps(field, field.clusters, probes, limit_us=prices.scan_us * len(field))
+        prices = replace(prices, answer_us=answer_us)
+    return Calibration(source, samples, prices, reaches=reaches, curves=curves, sweeps=sweeps, places=places)
 
 
 def _curves(
@@ -95,7 +102,8 @@ def _curves(
 ) -> tuple[Curve, ...]:
     """The nearest clusters behind filters of several selectivities and both shapes."""
     curves: list[Curve] = []
-    most = _BESIDE_A_GRAPH if clusters is not field.backend else 1.0
+    coded = isinstance(clusters, CodedIvf)
+    most = _BESIDE_OTHERS if coded or clusters is not field.backend else 1.0
     shares = [s for s in _SELECTIVITIES if s <= most and s * len(field) >= 500]
     for number, share in enumerate(shares):
         asked = probes if share == 1.0 else [p.first(_FILTERED_SAMPLE) for p in probes]
@@ -103,7 +111,9 @@ def _curves(
         for k in _KS if share >= _WIDE else _KS[:1]:
             if share * len(field) >= 5 * k:
                 for shape, filters in _filters(field, share, random):
-                    tried = [_measure(field, clusters, asked, f, k=k, limit_us=limit) for f in filters]
+                    if coded and shape == "random":
+                        continue  # see _sweeps
+                    tried = [_measure(field, clusters, asked, f, shape, k=k, limit_us=limit) for f in filters]
                     worst = [
                         Setting(each[0].effort, min(s.recall for s in each), max(s.us for s in each))
                         for each in zip(*tried, strict=False)
@@ -135,6 +145,63 @@ def _reaches(
         if slowest > limit_us:
             break
     return tuple(found)
+
+
+def _sweeps(
+    field: FieldPart, lists: CodedIvf, probes: list[_Probe], *, limit_us: float
+) -> tuple[tuple[Reach, ...], tuple[float, ...], float]:
+    """Coded lists at every effort until one is good enough or costs as much as an exact scan: recall by depth, where
+    the nearest come in the ranking by codes, and what the candidates of one more answer cost, in us."""
+    deepest = min(DEPTHS[-1], max(DEPTHS[0], len(field) // 8))
+    depths = [depth for depth in DEPTHS if depth <= deepest]
+    truths = [_without_own(field.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
+    narrow, wide = lists.width_of(DEPTHS[0]), min(len(field), lists.width_of(depths[-1]))
+    found: list[Reach] = []
+    more: list[float] = []
+    means: list[float] = []
+    for effort in lists.efforts:
+        worst = np.ones(len(depths))
+        slowest = 0.0
+        for probe, truth in zip(probes, truths, strict=True):
+            rows = lists.candidates(probe.queries, wide, effort)
+            places = _places(rows, truth, len(field))
+            there = np.minimum(places, wide)  # at the earliest, where it is not there
+            means = [float(there[:, :depth].mean()) for depth in depths]
+            held = [(places[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
+            worst = np.minimum(worst, [max(0.0, h.mean() - 2 * h.std() / np.sqrt(len(h))) for h in held])
+            asked = probe.queries[:_TIMED_WALKS]
+            us, wide_us = (_choose_us(lists, asked, width, effort) for width in (narrow, wide))
+            slowest = max(slowest, us)
+            more.append((wide_us - us) * (lists.width_of(1) - lists.width_of(0)) / max(1, wide - narrow))
+        found.append(Reach(effort, slowest, tuple(worst.tolist())))
+        if worst.min() >= _GOOD_ENOUGH or slowest > limit_us or effort >= len(lists.lists.centroids):
+            break
+    return tuple(found), tuple(np.maximum.accumulate(means).tolist()), max(0.0, float(np.median(more)))
+
+
+def _places(found: Rows, wanted: Rows, n: int) -> Rows:
+    """The place in each ranking (-1: no row) of the rows that were wanted, same shape; n where it is not there."""
+    place = np.full(n + 1, n)
+    out = np.empty(wanted.shape, dtype=np.int64)
+    for number, (got, asked) in enumerate(zip(found, wanted, strict=True)):
+        place[got] = np.arange(len(got))
+        place[-1] = n
+        out[number] = place[asked]
+        place[got] = n
+    return out
+
+
+def _choose_us(lists: CodedIvf, queries: Floats, width: int, effort: int) -> float:
+    """Processor time of a query on one thread, in microseconds, of which as many candidates are scored as usual."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    start = time.thread_time()
+    rows = lists.candidates(queries, width, effort)
+    rows[:, lists.width_of(DEPTHS[0]) :] = -1
+    lists.ranked(queries, rows, DEPTHS[0])
+    us = (time.thread_time() - start) * 1e6 / max(1, len(queries))
+    faiss.omp_set_num_threads(threads)
+    return us
 
 
 def _walk_us(graph: Searcher, queries: Floats, effort: int) -> float:
@@ -204,14 +271,16 @@ def _prices(field: FieldPart, queries: Floats) -> Prices:
     faiss.omp_set_num_threads(1)
     n = len(field)
     random = np.random.default_rng(_SEED)
-    some, few = (
-        Bitmap.from_rows(n, np.sort(random.permutation(n)[: max(1, n // share)])) for share in (5, max(1, n // 50))
-    )
+    few = Bitmap.from_rows(n, np.sort(random.permutation(n)[:50]))
+    # Other rows each time: those of the last time are still at hand, which is not how filters are asked.
+    order = random.permutation(n)
+    size = max(1, min(_GATHERED, n // 8))
+    some = [Bitmap.from_rows(n, np.sort(order[i * size : (i + 1) * size])) for i in range(min(8, n // size))]
     single = [query.reshape(1, -1) for query in queries[:_TIMED]]
     cycled = np.resize(queries, (3 * _BATCH, queries.shape[1]))
     small, large = ([cycled[i * size : (i + 1) * size] for i in range(3)] for size in (_BATCH // 8, _BATCH))
-    call = _timed(field, single, few)
-    whole, gathered = (_timed(field, single, within) - call for within in (None, some))
+    call = _timed(field, single, [few])
+    whole, gathered = (_timed(field, single, within) - call for within in ([None], some))
     of_small, of_large = (_timed(field, batches, some) for batches in (small, large))
     values = random.permutation(n).astype(np.int32)
     made = []
@@ -225,22 +294,23 @@ def _prices(field: FieldPart, queries: Floats) -> Prices:
     return Prices(
         call_us=call,
         scan_us=max(0.0, whole) / n,
-        gather_us=max(0.0, gathered) / some.count,
-        copy_us=copied / some.count,
-        product_us=product / some.count,
+        gather_us=max(0.0, gathered) / size,
+        copy_us=copied / size,
+        product_us=product / size,
         bitmap_us=min(made),
     )
 
 
-def _timed(field: FieldPart, batches: list[Floats], within: Bitmap | None) -> float:
+def _timed(field: FieldPart, batches: list[Floats], filters: Sequence[Bitmap | None]) -> float:
     """Microseconds of an exact answer to one of the batches: processor time, which other processes do not touch, and
-    the least of a few, since other threads of this one do."""
+    the middle of a few."""
     taken = []
-    for queries in batches:
+    for number, queries in enumerate(batches):
+        within = filters[number % len(filters)]
         start = time.process_time()
         exact_rows(field, queries, 10, within)
         taken.append((time.process_time() - start) * 1e6)
-    return min(taken)
+    return float(np.median(taken))
 
 
 def _measure(
@@ -248,11 +318,14 @@ def _measure(
     clusters: Ivf,
     probes: list[_Probe],
     within: Bitmap | None,
+    shape: str,
     *,
     k: int,
     limit_us: float,
 ) -> tuple[Setting, ...]:
     """Settings up to the one that is good enough, or costs as much as an exact scan."""
+    # Only rows that keep together are told to the lists beforehand (``through_clusters``).
+    told = Known(within) if within is not None and shape == "random" else within
     cases = []
     for probe in probes:
         truth, _ = exact_rows(field, probe.queries, k + 1, within)
@@ -262,7 +335,7 @@ def _measure(
         worst, slowest = 1.0, 0.0
         for probe, truth in cases:
             start = time.thread_time()
-            _, found = clusters.search(probe.queries, k + 1, effort=effort, within=within)
+            _, found = clusters.search(probe.queries, k + 1, effort=effort, within=told)
             us = (time.thread_time() - start) * 1e6 / len(probe.queries)
             worst = min(worst, _cautious_recall(_without_own(found, probe.own, k), truth))
             slowest = max(slowest, us)

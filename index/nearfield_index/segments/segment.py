@@ -13,6 +13,7 @@ import orjson
 
 from nearfield_index.backends import backend
 from nearfield_index.backends.base import BuildParams, Lists, Space
+from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt
@@ -164,9 +165,12 @@ def _open_field(directory: Path, name: str, spec: dict[str, Any], leaves: Rows |
     searched, clusters = None, None
     if lists is not None and spec["kind"] != "exact":
         space = Space(metric, vectors, lists)
-        params = BuildParams(spec["m"], spec["ef_construction"])
+        params = BuildParams(spec["m"], spec["ef_construction"], spec.get("rescored", 0))
         searched = backend(spec["kind"]).open(directory / f"graph-{name}", space, params)
-        clusters = searched if isinstance(searched, Ivf) else Ivf(space)
+        codes = directory / f"codes-{name}"
+        clusters = CodedIvf.open(codes, space, params) if codes.exists() else Ivf(space)
+        if isinstance(searched, Ivf):
+            searched = clusters
     rows = arrays.get("rows")
     found = (metric, vectors.matrix, rows, vectors.flat, searched, clusters, spec["longest"])
     return FieldPart(*found, lists=lists, leaves=leaves)

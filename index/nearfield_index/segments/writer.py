@@ -14,6 +14,7 @@ import orjson
 
 from nearfield_index.backends import backend
 from nearfield_index.backends.base import BuildParams, Space, Step
+from nearfield_index.backends.coded import LEAST_ROWS, CodedIvf
 from nearfield_index.backends.space import original
 from nearfield_index.points import Attributes, PointId
 from nearfield_index.schema import IndexKind, IndexSpec, Schema
@@ -196,13 +197,18 @@ class _Writer:
         vectors = MappedVectors.open(self._path / f"vectors-{name}")
         space = Space(self._schema.vectors[name].metric, vectors, lists)
         path = self._path / f"graph-{name}"
-        backend(str(kind)).build(path, space, params, threads=threads, step=step)
-        if path.exists():
-            sync_file(path)
-            self._add(path.name, (path.stat().st_size, checksum_of(path)))
-        self._describe(name, part, kind)
+        backend(str(kind)).build(path, space, params, threads=threads, step=_share(step, 0.0, 0.95))
+        codes, rescored = self._path / f"codes-{name}", params.rescored
+        if kind is not IndexKind.EXACT and len(part.matrix) >= LEAST_ROWS:
+            CodedIvf.build(codes, space, params, threads=threads, step=_share(step, 0.95, 0.05))
+            rescored = CodedIvf.open(codes, space, params).rescored()
+        for written in (path, codes):
+            if written.exists():
+                sync_file(written)
+                self._add(written.name, (written.stat().st_size, checksum_of(written)))
+        self._describe(name, part, kind, rescored)
 
-    def _describe(self, name: str, part: FieldRows, kind: IndexKind) -> None:
+    def _describe(self, name: str, part: FieldRows, kind: IndexKind, rescored: int = 0) -> None:
         metric = self._schema.vectors[name].metric
         vectors = original(part.matrix, metric)
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
@@ -213,6 +219,7 @@ class _Writer:
             "kind": str(kind),
             "m": self._schema.index.m,
             "ef_construction": self._schema.index.ef_construction,
+            "rescored": rescored,
             "longest": float(np.sqrt(squares.max())) if len(squares) else 0.0,
         }
 

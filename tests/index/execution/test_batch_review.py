@@ -199,7 +199,9 @@ class _ChangedMeanwhile(dict[Any, Any]):
 def test_a_calibration_is_described_while_queries_use_it() -> None:
     """``to_json`` copies the settings remembered by queries, which go on remembering."""
     known = trusted(64)
-    used = Calibration(known.source, 200, known.prices, known.reaches, known.curves, _ChangedMeanwhile({1: 1, 2: 2}))
+    used = Calibration(
+        known.source, 200, known.prices, known.reaches, known.curves, (), (), _ChangedMeanwhile({1: 1, 2: 2})
+    )
     assert used.to_json() == known.to_json()
 
 

@@ -1,0 +1,213 @@
+"""Inverted lists scanned by short codes of their rows, the best of which are scored again by the rows themselves.
+
+Two columns share one of 16 codes (product quantisation, 4 bits), a sixteenth of the matrix in all, which FAISS scans
+from registers (fast scan, arXiv 1812.09162) at a few nanoseconds a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import numpy as np
+
+from nearfield_index.backends.base import BuildParams, Floats, Mask, Rows, RowTest, Space, Step
+from nearfield_index.backends.exact import nothing, pad
+from nearfield_index.backends.ivf import Ivf
+from nearfield_index.backends.space import original
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.schema import Metric
+
+LEAST_ROWS = 1_000
+"""Fewer rows are not worth codes."""
+
+_COLUMNS = 2  # that share a code
+_BITS = 4
+_BLOCK = 32  # rows that are scanned at once
+_BY_QUERY = 11  # of FAISS's ways to scan: query by query, the found ones held in a reservoir
+_ALL = faiss.SearchParameters(sel=faiss.IDSelectorAll())
+_FEW = 4
+_TRAINED = 20_000
+_ADDED = 65_536
+_SEED = 20_261_125
+
+BROAD = 0.2
+"""Filters that pass so much are put to what was found; others are made bitmaps first."""
+
+# Codes rank roughly, so more rows are scored again than are wanted: times a number of the segment's own.
+_MORE = 15
+_RESCORED = (4, 6, 8, 12, 16, 24, 32)
+_JUDGED, _WANTED, _ENOUGH = 64, 10, 0.995
+_WIDEST = 2_048
+# Times the lists where the query's own does not pass, and where those around it are thinned out.
+_AWAY = 2
+_DEPLETED = 4
+_VALUES = 4_000_000  # rows found, of all queries together, at a time
+
+
+class CodedIvf(Ivf):
+    """The lists of :class:`Ivf` behind codes; ``effort`` is how many are scanned (nprobe)."""
+
+    def __init__(self, codes: Any, space: Space, nbytes: int, rescored: int) -> None:
+        super().__init__(space)
+        self._rescored = rescored
+        codes.implem = _BY_QUERY
+        self._codes = codes
+        self._nbytes = nbytes
+
+    @classmethod
+    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
+        """Write the codes of a matrix whose rows lie by cluster, as its lists say."""
+        faiss.omp_set_num_threads(threads)
+        matrix = original(space.vectors.matrix, space.metric)
+        lists = space.lists
+        centroids = _even(original(lists.centroids, space.metric))
+        dim = centroids.shape[1]
+        metric = faiss.METRIC_L2 if space.metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
+        near = faiss.IndexFlat(dim, metric)
+        near.add(centroids)
+        coded = faiss.IndexIVFPQ(near, dim, len(centroids), dim // _COLUMNS, _BITS, metric)
+        coded.by_residual = False
+        coded.pq.cp.min_points_per_centroid = 1
+        sample = np.random.default_rng(_SEED).permutation(len(matrix))[:_TRAINED]
+        coded.train(np.resize(sampled := _even(matrix[np.sort(sample)]), (max(len(sampled), 2**_BITS), dim)))
+        sizes = np.diff(lists.offsets)
+        cluster = np.repeat(np.arange(len(sizes)) if lists.of is None else lists.of, sizes).astype(np.int64)
+        for start in range(0, len(matrix), _ADDED):
+            block = _even(matrix[start : start + _ADDED])
+            of = np.ascontiguousarray(cluster[start : start + len(block)])
+            numbers = np.arange(start, start + len(block), dtype=np.int64)
+            coded.add_core(len(block), *(faiss.swig_ptr(array) for array in (block, numbers, of)))
+            step((start + len(block)) / len(matrix))
+        faiss.write_index(faiss.IndexIVFPQFastScan(coded, _BLOCK), str(path))
+
+    @classmethod
+    def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
+        return cls(faiss.read_index(str(path)), space, path.stat().st_size, params.rescored)
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def width_of(self, k: int) -> int:
+        """How many rows are scored again for k of them."""
+        return self._rescored * (k + _MORE)
+
+    def candidates_of(self, k: int, selectivity: float) -> int:
+        """How many rows are to be found for a filter of this selectivity to choose the k from."""
+        return ceil(self._rescored * answers_of(k, selectivity))
+
+    def rescored(self) -> int:
+        """How many rows a wanted one takes to be scored again, judged by the nearest of some rows."""
+        asked = np.sort(np.random.default_rng(_SEED).permutation(len(self.space.vectors.matrix))[:_JUDGED])
+        queries = np.ascontiguousarray(self.space.vectors.matrix[asked])
+        if self.space.metric is Metric.L2:
+            queries[:, -1] = 1.0
+        wanted = self.space.vectors.flat.search(queries, min(_WANTED, len(self.space.vectors.matrix)))[1]
+        rows = self.candidates(queries, _RESCORED[-1] * (_WANTED + _MORE), len(self.space.lists.centroids))
+        for times in _RESCORED:
+            first = rows[:, : times * (_WANTED + _MORE)]
+            if np.mean([np.isin(*pair).mean() for pair in zip(wanted, first, strict=True)]) >= _ENOUGH:
+                return times
+        return _RESCORED[-1]
+
+    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None) -> tuple[Floats, Rows]:
+        """As every backend. A bitmap also tells which lists have rows that pass, and only those are scanned then."""
+        best, at = nothing(len(queries), k)
+        for some in blocks(len(queries), self.width_of(k)):
+            asked = queries[some]
+            if isinstance(within, Bitmap):
+                rows = self._of_useful_lists(asked, self.width_of(k), effort, within)
+            else:
+                rows = self.candidates(asked, self.width_of(k), effort, None if within is None else within.bitmap)
+            best[some], at[some] = self.ranked(asked, rows, k)
+        return best, at
+
+    def candidates(self, queries: Floats, width: int, effort: int, within: Bitmap | None = None) -> Rows:
+        """The ``width`` rows of the nearest lists that the codes rank first ``(n, width)``, padded with -1."""
+        # A selector keeps one query off the matrix product, which is slower for it.
+        near = _ALL if len(queries) < _FEW else None
+        sel = None if within is None else faiss.IDSelectorBitmap(within.bits())
+        params = faiss.SearchParametersIVF(nprobe=effort, sel=sel, quantizer_params=near)
+        rows: Rows = self._codes.search(self._asked(queries), width, params=params)[1]
+        return rows
+
+    def ranked(self, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
+        """The best k by their own products of rows ``(n, width)``, of which -1 stands for none."""
+        inner = self.products(queries, rows)
+        best = first(inner, k)
+        return pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
+
+    def products(self, queries: Floats, rows: Rows) -> Floats:
+        """Inner products of rows ``(n, width)``, -inf for -1."""
+        inner = np.empty(rows.shape, dtype=np.float32)
+        pointers = (faiss.swig_ptr(array) for array in (inner, rows))
+        self.space.vectors.flat.compute_distance_subset(len(queries), faiss.swig_ptr(queries), rows.shape[1], *pointers)
+        return inner
+
+    def _of_useful_lists(self, queries: Floats, width: int, effort: int, within: Bitmap) -> Rows:
+        """Candidates of lists that have rows which pass: of as many lists as it takes until as many passed as do in
+        ``effort`` lists of the average."""
+        lists = self.space.lists
+        counts = lists.sums(np.diff(within.before(lists.offsets)))
+        rows = np.full((len(queries), width), -1, dtype=np.int64)
+        if not within.count:
+            return rows
+        nearness = self.nearness(queries)
+        order = np.argsort(-nearness, axis=1)
+        expected = effort * within.count / len(counts)
+        here = counts[order[:, :effort]].sum(axis=1)
+        more = np.where(counts[order[:, 0]] > 0, effort, effort * _AWAY)
+        more[here < 0.95 * expected - 1.5 * sqrt(expected)] = effort * _DEPLETED
+        passing = counts[order]
+        before = np.cumsum(passing, axis=1) - passing
+        rank = np.cumsum(passing > 0, axis=1)
+        scanned: Mask = (passing > 0) & (
+            (before < more[:, None] * within.count / len(counts)) | (rank <= more[:, None])
+        )
+        probes = int(np.flatnonzero(scanned.any(axis=0))[-1]) + 1
+        chosen = np.ascontiguousarray(np.where(scanned, order, -1)[:, :probes])
+        arrays = (chosen, np.zeros(chosen.shape, np.float32), np.empty(rows.shape, np.float32), rows)
+        of, far, rough, found = (faiss.swig_ptr(array) for array in arrays)
+        params = faiss.SearchParametersIVF(nprobe=probes, sel=faiss.IDSelectorBitmap(within.bits()))
+        asked = self._asked(queries)
+        # The method of the same name takes no parameters from Python.
+        self._codes.search_preassigned_c(len(asked), faiss.swig_ptr(asked), width, of, far, rough, found, False, params)
+        return rows
+
+    def _asked(self, queries: Floats) -> Floats:
+        return _even(original(queries, self.space.metric))
+
+
+def answers_of(k: int, selectivity: float) -> float:
+    """How many answers without a filter are as many as k with one, which is put to what was found if it is broad."""
+    answers = (k + _MORE) / max(selectivity, 1e-9)
+    return k + _MORE if selectivity < BROAD or answers > _WIDEST else answers
+
+
+def first(inner: Floats, k: int) -> Rows:
+    """The places of the k largest of each row, largest first."""
+    if len(inner) == 1:  # the common case, at half the price
+        places: Rows = (-inner[0]).argsort(kind="stable")[:k]
+        return places[None, :]
+    if inner.shape[1] <= k:
+        return np.argsort(-inner, axis=1, kind="stable")
+    kept = np.argpartition(-inner, k - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(inner, kept, 1), axis=1, kind="stable")
+    return np.take_along_axis(kept, order, 1)
+
+
+def blocks(count: int, width: int) -> Iterator[slice]:
+    """Slices of ``count`` queries that find ``width`` rows each, not too many at a time."""
+    size = max(1, _VALUES // width)
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _even(rows: Floats) -> Floats:
+    """Rows with an even number of columns, one after the other."""
+    if rows.shape[1] % _COLUMNS:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    return np.ascontiguousarray(rows)
