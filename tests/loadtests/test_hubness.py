@@ -75,6 +75,13 @@ def test_cost_counts_distances(tmp_path: Path) -> None:
     assert "ratio" in report[-2]
 
 
+def test_a_fit_tells_its_steps(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["fit", "built-in", "--place", str(tmp_path), "--method", "auto"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert rows[-1][0].strip() == "all"
+    assert float(rows[-1][1]) >= sum(float(row[1]) for row in rows[:-1]) - 0.5
+
+
 def test_an_unknown_set_is_named() -> None:
     with pytest.raises(ValueError, match="known are"):
         sets.load("nothing", None)
