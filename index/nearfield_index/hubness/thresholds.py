@@ -22,6 +22,8 @@ MEASURES = ("reach", "lean", "centre")
 _LEAST = 30
 """Fewer items tell nothing about how far a tail reaches."""
 _SHARE = 2.5e-4
+_ENOUGH = (0.75, 2.0, 2.0)
+"""Items expected beyond a limit from which on they alone set it. Of reach the others foretell the tail badly."""
 _TAIL = (0.90, 0.98)
 _SLACK = 2.0
 """How much longer than a bell curve's a clean tail may be, beyond 98 %."""
@@ -56,17 +58,18 @@ def thresholds(measures: Floats) -> Thresholds:
     # The lists that items take spread over orders of magnitude.
     lift = max(float(usual[0]), 1e-3 * float(values[:, 0].max()), 1e-12)
     # A hair more, or an item at the limit might exceed it by rounding.
-    reach = np.exp(_limit(np.log(values[:, 0] + lift)) + 1e-9) - lift
-    limits = (float(reach), _limit(values[:, 1]), _limit(values[:, 2]))
+    reach = np.exp(_limit(np.log(values[:, 0] + lift), _ENOUGH[0]) + 1e-9) - lift
+    limits = (float(reach), *(_limit(values[:, column], _ENOUGH[column]) for column in (1, 2)))
     return Thresholds(limits, tuple(usual.tolist()))
 
 
-def _limit(values: Doubles) -> float:
+def _limit(values: Doubles, enough: float) -> float:
     low, high = (float(each) for each in np.quantile(values, _TAIL))
     first, second, wanted = (NormalDist().inv_cdf(share) for share in (*_TAIL, 1 - _SHARE))
     further = (high - low) / (second - first) * (wanted - second)
     if further <= 0:  # nearly all of them are alike
         return float(np.quantile(values, 1 - _SHARE))
     own = float(np.quantile(values[values <= high + _SLACK * further], 1 - _SHARE))
-    # The largest of few tells less than how far the others let expect it.
-    return own if len(values) * _SHARE >= 0.75 else max(own, high + further)
+    # The fewer items there are above, the more counts how far the others let expect them.
+    told = min(1.0, len(values) * _SHARE / enough)
+    return told * own + (1 - told) * max(own, high + further)
