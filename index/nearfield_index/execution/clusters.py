@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,7 @@ def through_clusters(
         done = parts[0] if len(parts) == 1 else joined(parts)
         lacking = poor(done, True, k, target)
         if len(lacking):
-            look_elsewhere(
-                here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort, width=width
-            )
+            look_elsewhere(here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort)
         return done
     within: Bitmap | Compiled | None = passing
     if passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)):
@@ -149,7 +148,8 @@ def look_elsewhere(
     within = None if passing is None else passing.bitmap
     share = 1.0 if within is None else within.share
     together = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
-    deeper = None if done.depths is None else calibration.sweep_at(float(done.depths[lacking].mean()), target)
+    depth = 0.0 if done.depths is None else float(done.depths[lacking].mean())
+    deeper = calibration.sweep_at(depth, target)
     if together is None and deeper is None:
         put(done.rows, done.scored, lacking, *exact_rows(here, asked, k, within))
         done.recall[lacking] = 1.0
@@ -157,7 +157,9 @@ def look_elsewhere(
         return
     ways = [way for way in (together, deeper) if way is not None]
     effort = max(effort, *(way.effort for way in ways))
-    found, rows = here.clusters.search(asked, k, effort=effort, within=within)
+    # Far down, rows are so close to each other in rank that the codes confuse more of them.
+    found, rows = here.clusters.search(asked, max(k, ceil(depth * share)), effort=effort, within=within)
+    found, rows = found[:, :k], rows[:, :k]
     done.rows[lacking], done.scored[lacking] = rows, here.found_scores(asked, rows, found)
     done.recall[lacking] = min(way.recall for way in ways)
     done.again += len(lacking)
