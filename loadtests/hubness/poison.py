@@ -39,8 +39,8 @@ class _Tally:
     fired: list[tuple[bool, ...]] = field(default_factory=list)
 
     def row(self, kind: str) -> list[Any]:
-        found = np.array([each for by_share in self.found.values() for each in by_share])
         taken, fired = np.array(self.taken), np.array(self.fired)
+        found = fired.any(axis=1)
         much = [_share(found[taken > least]) for least in (1.0, _MUCH)]
         shares = [_share(np.array(each)) for each in self.found.values()]
         by = [_share(fired[:, number]) for number in range(len(MEASURES))]
