@@ -32,6 +32,7 @@ def run(views: TwoViews, *, method: str, place: Path | None) -> list[str]:
     rows = []
     for (step, wall, cpu), (_, wall_after, cpu_after) in itertools.pairwise(began[1:]):
         rows.append([step, decimal(wall_after - wall, 1), decimal(cpu_after - cpu, 1)])
-    rows.append(["all", *(decimal(began[-1][part] - began[0][part], 1) for part in (1, 2))])
+    (_, wall, cpu), (_, wall_after, cpu_after) = began[0], began[-1]
+    rows.append(["all", decimal(wall_after - wall, 1), decimal(cpu_after - cpu, 1)])
     sizes = f"{len(views.items):,} items, {len(views.bank_vectors):,} bank queries, method {method}"
     return [f"### {views.name}: {sizes}", "", *table(["step", "s", "CPU s"], rows)]

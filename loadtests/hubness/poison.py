@@ -40,7 +40,7 @@ class _Tally:
 
     def row(self, kind: str) -> list[Any]:
         taken, fired = np.array(self.taken), np.array(self.fired)
-        found = fired.any(axis=1)
+        found = np.array([any(each) for each in self.fired])
         much = [_share(found[taken > least]) for least in (1.0, _MUCH)]
         shares = [_share(np.array(each)) for each in self.found.values()]
         by = [_share(fired[:, number]) for number in range(len(MEASURES))]
