@@ -79,8 +79,11 @@ def calibrate(field: FieldPart, sample: Floats, *, threads: int, step: Callable[
         return Calibration(source, samples, prices)
     reaches: tuple[Reach, ...] = ()
     if field.backend.is_graph:
-        reaches = _reaches(field, field.backend, probes, limit_us=prices.scan_us * len(field), step=step)
-    curves = _curves(field, field.clusters, probes, prices, random, step) if field.clusters is not None else ()
+        limit = prices.scan_us * len(field)
+        reaches = _reaches(field, field.backend, probes, limit_us=limit, step=lambda done: step(0.5 * done))
+    curves: tuple[Curve, ...] = ()
+    if field.clusters is not None:
+        curves = _curves(field, field.clusters, probes, prices, random, lambda done: step(0.5 + 0.5 * done))
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
     if isinstance(field.clusters, CodedIvf):
