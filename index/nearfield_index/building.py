@@ -320,13 +320,21 @@ class Builder:
         face = self.residents.put(segment, name, part, sample, lambda done: job.report(job.progress))
         return None if face is None else face.field
 
-    def calibrate_face(self, segment: Segment, field: str, face: FieldPart, version: str, probes: Floats) -> None:
+    def calibrate_face(
+        self,
+        segment: Segment,
+        field: str,
+        face: FieldPart,
+        version: str,
+        probes: Floats,
+        step: Callable[[float], None],
+    ) -> None:
         """Calibrate normalised search of a segment for a fit that is not in force yet, unless that is done."""
         name = f"{field}@{version}"
         if face.backend is None or (segment.name, name) in self.calibrations:
             return
         known = self.state(segment.name)
-        known[name] = calibration.calibrate(face, probes, threads=BACKGROUND, step=lambda done: None)
+        known[name] = calibration.calibrate(face, probes, threads=BACKGROUND, step=step)
         calibration.save(self._calibration_path(segment.name), known)
         self._adopt(segment.name, {name: known[name]})
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import faiss
+
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 def _allowed() -> int:
@@ -22,3 +28,19 @@ PARALLEL = 16
 
 BACKGROUND = max(1, CORES - 1)
 """For builds, which leave one to those who wait."""
+
+
+def in_threads(work: Callable[[_Item], _Found], items: Sequence[_Item], threads: int = BACKGROUND) -> Iterator[_Found]:
+    """What ``work`` makes of each item, in order, computed by ``threads`` at a time: numpy lets others work meanwhile.
+    Whoever stops listening stops the work."""
+    if threads == 1 or len(items) < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="nearfield-work") as pool:
+        promised = [pool.submit(work, item) for item in items]
+        try:
+            for each in promised:
+                yield each.result()
+        finally:
+            for each in promised:
+                each.cancel()

@@ -10,10 +10,10 @@ from nearfield_index.engine import Engine
 _BATCH = 5_000
 
 
-def filled(engine: Engine, views: TwoViews, *, kind: str = "auto") -> None:
+def filled(engine: Engine, views: TwoViews, *, kind: str = "auto", metric: str = "cosine") -> None:
     """Create, fill and index it; item ``n`` has the id ``n``. The graph is calibrated on queries of the bank."""
     dim = views.items.shape[1]
-    engine.create_collection("c", {"dim": dim, "metric": "cosine", "index": {"kind": kind}})
+    engine.create_collection("c", {"dim": dim, "metric": metric, "index": {"kind": kind}})
     for start in range(0, len(views.items), _BATCH):
         block = views.items[start : start + _BATCH]
         engine.write_points("c", {"ids": list(range(start, start + len(block))), "vectors": {"vector": block}})

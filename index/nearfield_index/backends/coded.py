@@ -40,7 +40,7 @@ BROAD = 0.07
 # Codes rank roughly, so more rows are scored again than are wanted: times a number of the segment's own.
 _MORE = 15
 _RESCORED = (4, 6, 8, 12, 16, 24, 32)
-_JUDGED, _WANTED, _ENOUGH = 64, 10, 0.97
+_JUDGED, _WANTED, _ENOUGH = 64, 10, 0.985
 _WIDEST = 2_048
 # Times the lists where the query's own does not pass, and where those around it are thinned out.
 _AWAY = 2

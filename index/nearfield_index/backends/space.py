@@ -129,7 +129,7 @@ class ItemBiases:
     """What hubness normalisation knows of items.
 
     ``bias`` ``(n, variants)`` to subtract from an inner product, ``active`` ``(n, banks)`` for the gate, ``hub``
-    ``(n, 2)`` two hub measures, ``blocks`` the sums that biases are made of.
+    ``(n, 3)`` hub measures, ``blocks`` the sums that biases are made of.
     """
 
     bias: Floats

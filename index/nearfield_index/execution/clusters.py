@@ -126,8 +126,9 @@ def choose(
         places = best = first(inner, k)
     inner, rows = pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
     place = places.mean(axis=1) if places.shape[1] else np.full(len(found), width)
-    depths = np.maximum(k * width / np.maximum(counts, 1), calibration.depth_at(place))
+    depths = np.maximum(k * width / (counts + 0.5), calibration.depth_at(place))
     seen = (counts >= k) & (place <= _LATE * width)
+    depths[~seen] *= 2  # all that is told is that it is farther
     sure = np.where(seen, calibration.recall_at(effort, depths), 0.0)
     return Walked(rows, here.found_scores(queries, rows, inner), sure, counts, depths)
 

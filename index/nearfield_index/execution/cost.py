@@ -220,8 +220,11 @@ class Calibration:
         return Setting(found.effort, found.recall, found.us + max(0, more) * self.prices.answer_us)
 
     def sweep_at(self, depth: float, target: float) -> Setting | None:
-        """The cheapest setting of coded lists that reaches the target at this depth; None when none was seen to."""
-        depth = _rounded_up(max(depth, DEPTHS[0]))
+        """The cheapest setting of coded lists that reaches the target at this depth, or at the deepest measured; None
+        when none was seen to."""
+        if not self.sweeps:
+            return None
+        depth = min(_rounded_up(max(depth, DEPTHS[0])), DEPTHS[len(self.sweeps[0].recall) - 1])
         setting: Setting | None = self._known.get(
             ("sweep", depth, target), lambda: _at_depth(self.sweeps, depth, self._aim(target), wide=True)
         )
@@ -229,6 +232,8 @@ class Calibration:
 
     def depth_at(self, places: Doubles) -> Doubles:
         """How deep in the ranking of all rows those lie whose places in the codes' ranking have these means."""
+        if not self.places:
+            return np.zeros(len(places))
         return np.asarray(np.interp(places, self.places, DEPTHS[: len(self.places)]))
 
     def recall_at(self, effort: int, depths: Doubles) -> Doubles:

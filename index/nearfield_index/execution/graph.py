@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.execution.clusters import Walked, passes, poor, through_clusters
+from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.execution.clusters import Walked, look_elsewhere, passes, poor, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.plan import shapes_of, togetherness
@@ -90,6 +91,7 @@ def walk_again(
     ``width`` says how many rows the walk with ``effort`` gave.
     """
     setting, clusters = None, None
+    asked = queries
     if passing is not None:
         share = float((done.counts[lacking].mean() + 0.5) / (width + 1))
         depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
@@ -101,6 +103,10 @@ def walk_again(
         clusters = calibration.setting(selectivity=count / passing.n, k=k, target=target, shapes=("random", "run"))
     bitmap_us = calibration.prices.bitmap_us / len(queries)
     if clusters is not None and clusters.us + bitmap_us < min(scan, np.inf if setting is None else setting.us):
+        if isinstance(here.clusters, CodedIvf):
+            done.depths = k * (width + 1) / (done.counts + 0.5)
+            look_elsewhere(here, calibration, passing, asked, lacking, done, k=k, target=target, effort=clusters.effort)
+            return
         better = through_clusters(
             here,
             calibration,

@@ -54,10 +54,11 @@ def togetherness(passing: Compiled, order: Rows | None = None) -> float:
     """How much the rows keep together in the order of the clusters: 0 for a random set, 1 for whole clusters. That
     is the order of the matrix, or ``order`` where it is laid out otherwise (:attr:`FieldPart.by_cluster`).
 
-    Compares how full the 64-row words are that they lie in with how full a random set would find them, over a sample
-    of words.
+    Compares how full the 64-row words are that they lie in with how full a random set would find them: all words
+    where few rows pass, which become a bitmap anyway, else a sample of words. However a filter is spelled, the answer
+    is the same.
     """
-    if order is None and passing.known:
+    if order is None and passing.counted().likely < BROAD * passing.n:
         counts = np.bitwise_count(passing.bitmap.words()).astype(np.int64)
     else:
         places = _sampled(passing.n)
@@ -77,7 +78,9 @@ def _sampled(n: int) -> Rows:
     """The rows of some words of n rows."""
     words = n // _WORD
     starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
-    return (starts[:, None] + np.arange(_WORD)).ravel()
+    rows = (starts[:, None] + np.arange(_WORD)).ravel()
+    rows.flags.writeable = False
+    return rows
 
 
 def shapes_of(together: float) -> tuple[str, ...]:
@@ -168,10 +171,7 @@ def _index(
             kept = bool(together)
             why = "cheapest at this recall" + (", for rows that keep together" if kept else "")
             return (kind, setting), why, kept
-        # Only where an index would be taken does it matter whether the rows keep together. What few pass becomes a
-        # bitmap either way, which tells it best.
-        if selectivity < BROAD:
-            passing.bitmap.words()
+        # Only where an index would be taken does it matter whether the rows keep together.
         found = togetherness(passing, field.by_cluster)
         together = found if found >= _TOGETHER else 0.0
 

@@ -37,11 +37,6 @@ class Compiled(ABC):
         return self._estimated
 
     @property
-    def known(self) -> bool:
-        """Whether the bitmap is made already."""
-        return self._made is not None
-
-    @property
     def bitmap(self) -> Bitmap:
         """The rows that pass."""
         if self._made is None:

@@ -10,7 +10,9 @@ import numpy as np
 
 from nearfield_index.backends.space import ItemBiases
 from nearfield_index.errors import Corrupt
+from nearfield_index.hubness.thresholds import Thresholds
 from nearfield_index.ranking.bias import Bank, BiasModel, Method, Recipe
+from nearfield_index.ranking.target import Target
 from nearfield_index.schema import Metric
 from nearfield_index.storage.arrays import open_arrays, write_arrays
 from nearfield_index.storage.atomic import certified_name, is_certified
@@ -18,8 +20,9 @@ from nearfield_index.storage.atomic import certified_name, is_certified
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Json = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 _PARTS = ("queries", "shift", "logs", "top", "entry")
+_TARGET = ("point", "lean", "axes", "widths")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Fit:
     """A published (or nearly published) fit of one vector field.
 
     ``gate``: normalise only queries whose raw best item is in the activation set (arXiv 2112.12777). ``probes``:
-    raw queries that calibrations of normalised search are measured on. ``limits``: thresholds of the hub monitor.
+    raw queries that calibrations of normalised search are measured on. ``thresholds``: of the hub monitor.
     ``next_block``: the block of the bank that a rotation replaces. ``report``: what ``GET .../hubness`` tells.
     """
 
@@ -36,7 +39,7 @@ class Fit:
     quarantine: bool
     recommended: bool
     probes: Floats
-    limits: tuple[float, float]
+    thresholds: Thresholds
     next_block: int
     report: Json
 
@@ -55,6 +58,8 @@ def save_fit(directory: Path, field: str, fit: Fit) -> str:
     arrays = {f"bank.{part}": getattr(model.bank, part) for part in _PARTS} | {"probes": fit.probes}
     if model.gallery is not None:
         arrays |= {f"gallery.{part}": getattr(model.gallery, part) for part in _PARTS}
+    if model.target is not None:
+        arrays |= {f"target.{part}": getattr(model.target, part) for part in _TARGET}
     meta = {
         "format": FORMAT,
         "version": model.version,
@@ -65,7 +70,8 @@ def save_fit(directory: Path, field: str, fit: Fit) -> str:
         "gate": fit.gate,
         "quarantine": fit.quarantine,
         "recommended": fit.recommended,
-        "limits": [limit if np.isfinite(limit) else None for limit in fit.limits],
+        "limits": [limit if np.isfinite(limit) else None for limit in fit.thresholds.limits],
+        "usual": list(fit.thresholds.usual),
         "next_block": fit.next_block,
         "report": fit.report,
     }
@@ -87,17 +93,21 @@ def load_fit(directory: Path, file: str) -> Fit:
         recipe = Recipe(**(meta["recipe"] | {"method": Method(meta["recipe"]["method"])}))
         gallery = _bank(arrays, "gallery") if "gallery.queries" in arrays else None
         metric = Metric(meta["metric"])
-        model = BiasModel(meta["version"], metric, recipe, meta["unit"], _bank(arrays, "bank"), gallery, meta["spread"])
+        target = Target(*(np.array(arrays[f"target.{part}"]) for part in _TARGET))
+        model = BiasModel(
+            meta["version"], metric, recipe, meta["unit"], _bank(arrays, "bank"), gallery, meta["spread"], target
+        )
+        limits = tuple(np.inf if limit is None else float(limit) for limit in meta["limits"])
+        marks = Thresholds(limits, tuple(map(float, meta["usual"])))
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"the fit {file} cannot be read") from error
-    margin, mean = (np.inf if limit is None else float(limit) for limit in meta["limits"])
     return Fit(
         model,
         meta["gate"],
         meta["quarantine"],
         meta["recommended"],
         np.array(arrays["probes"]),
-        (margin, mean),
+        marks,
         meta["next_block"],
         meta["report"],
     )

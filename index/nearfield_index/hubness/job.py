@@ -10,19 +10,21 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nearfield_index.backends.space import ItemBiases
+from nearfield_index.blas import one_thread
 from nearfield_index.building import Builder
 from nearfield_index.errors import Conflict, Corrupt
 from nearfield_index.hubness.fit import Fit, load_fit, save_fit, with_report
 from nearfield_index.hubness.gallery import Gallery, biases_of
 from nearfield_index.hubness.monitor import HubMonitor
 from nearfield_index.hubness.request import FitRequest, distinct
-from nearfield_index.hubness.thresholds import hub_scores, thresholds
+from nearfield_index.hubness.thresholds import MEASURES, UNSET, thresholds
 from nearfield_index.jobs import Job
 from nearfield_index.quality.calibration import ENOUGH_QUERIES
 from nearfield_index.quality.reservoir import QueryReservoir
@@ -64,6 +66,8 @@ class Workplace:
     turn: AbstractContextManager[object]
 
 
+# Many products of blocks that fit a cache: OpenBLAS would spend longer on waking its threads than on them.
+@one_thread()
 def fit(place: Workplace, job: Job, request: FitRequest, version: str, bank: Floats) -> None:
     """Carry out a request with a bank of raw queries ``(m, dim)``; its fit is in force when this returns."""
     job.report(0.0, "reading")
@@ -76,6 +80,7 @@ def fit(place: Workplace, job: Job, request: FitRequest, version: str, bank: Flo
     publish(place, job, request.field, made, lambda segment, part: made.of(part.matrix))
 
 
+@one_thread()
 def rotate(place: Workplace, job: Job, field: str, old: Fit, fresh: Floats, version: str) -> None:
     """Replace one block of the bank by ``fresh`` raw queries: a sixteenth of a fit, by block."""
     job.report(0.0, "rotating")
@@ -106,8 +111,9 @@ def publish(place: Workplace, job: Job, field: str, fit: Fit, compute: Compute) 
                 items = compute(segment, segment.fields[field])
                 biases.save(segment, field, fit.version, items)
             faces[segment.name] = biases.face(segment, field, fit.version, items)
-            job.report(first + 0.1 / total, "calibrating")
-            place.builder.calibrate_face(segment, field, faces[segment.name], fit.version, fit.probes)
+            job.report(first + 0.05 / total, "calibrating")
+            step = partial(_tell, job, first + 0.05 / total, 0.25 / total)
+            place.builder.calibrate_face(segment, field, faces[segment.name], fit.version, fit.probes, step)
         if not missing and round_:
             break
     job.report(0.92, "counting hubs")
@@ -118,6 +124,10 @@ def publish(place: Workplace, job: Job, field: str, fit: Fit, compute: Compute) 
         job.report(0.98)  # whoever dropped the fits meanwhile has cancelled this
         place.live.publish_fit(field, fit, file, faces)
     place.builder.forget_faces({fit.version for fit in place.live.fits.values()})
+
+
+def _tell(job: Job, start: float, share: float, done: float) -> None:
+    job.report(start + share * done)
 
 
 def _made(directory: Path, version: str) -> Fit | None:
@@ -152,10 +162,9 @@ def _build(place: Workplace, job: Job, request: FitRequest, version: str, bank: 
         gallery_bank=gallery.take(gallery.sample(request.gallery_sample, np.empty(0, np.int64))),
         step=lambda done: job.report(0.3 + 0.3 * done),
     )
-    limits = thresholds(model.of(case.gallery).hub)
     probes, source = _probes(request.pairs, live, bank, random)
     report = _report(request, verdict, version, bank, source)
-    return Fit(model, request.gate, request.quarantine, verdict.recommended, probes, limits, 0, report)
+    return Fit(model, request.gate, request.quarantine, verdict.recommended, probes, UNSET, 0, report)
 
 
 def _case(
@@ -212,7 +221,7 @@ def _report(request: FitRequest, verdict: Verdict, version: str, bank: Floats, p
 
 
 def _with_hubs(place: Workplace, field: str, fit: Fit, faces: dict[str, FieldPart]) -> Fit:
-    """The fit with the top hubs of its bank in the report; alerts for items that stand out already."""
+    """The fit with thresholds and the top hubs of its bank in the report; alerts for items that stand out already."""
     view = place.live.view
     gallery = Gallery.of(view, field)
     items = biases_of(view, field, fit, faces)
@@ -220,13 +229,14 @@ def _with_hubs(place: Workplace, field: str, fit: Fit, faces: dict[str, FieldPar
     before = counts(gallery.best(asked, HUB_K), len(gallery))
     after = counts(gallery.best(asked, HUB_K, [part.bias[:, 0] for part in items]), len(gallery))
     top = np.argsort(-before, kind="stable")[:_HUBS]
-    scores = hub_scores(np.concatenate([np.empty((0, 2), np.float32), *(part.hub for part in items)]), fit.limits)
-    loud = np.flatnonzero(scores > 1.0)
-    loud = loud[np.argsort(-scores[loud], kind="stable")][:_ALERTS]
+    measures = np.concatenate([np.empty((0, len(MEASURES)), np.float32), *(part.hub for part in items)])
+    fit = replace(fit, thresholds=thresholds(measures))
+    scores = fit.thresholds.scores(measures)
+    worst = scores.max(axis=1)
+    loud = np.flatnonzero(worst > 1.0)
+    loud = loud[np.argsort(-worst[loud], kind="stable")][:_ALERTS]
     named = {p.pk: p.id for p in place.store.fetch(gallery.keys[np.concatenate([top, loud])].tolist())}
-    place.monitor.found_by_fit(
-        field, [(named[key], float(scores[row])) for row, key in _keyed(gallery, loud) if key in named]
-    )
+    place.monitor.found_by_fit(field, [(named[key], scores[row]) for row, key in _keyed(gallery, loud) if key in named])
     total = max(1, int(before.sum()))
     hubs = [
         {

@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from nearfield_index.errors import Corrupt, NearfieldError
-from nearfield_index.hubness.thresholds import hub_scores
+from nearfield_index.hubness.thresholds import MEASURES, Thresholds
 from nearfield_index.points import PointId
 from nearfield_index.segments.mutable import Judged
 from nearfield_index.storage.sealed import read_sealed, write_sealed
@@ -27,13 +27,14 @@ _log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 Keys = np.ndarray[Any, np.dtype[np.int64]]
+Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Watched(Protocol):
     """What the monitor needs of a fit: thresholds of the hub measures, and whether to hold back what exceeds them."""
 
     @property
-    def limits(self) -> tuple[float, float]: ...
+    def thresholds(self) -> Thresholds: ...
 
     @property
     def quarantine(self) -> bool: ...
@@ -69,23 +70,25 @@ class HubMonitor:
             fit: Watched | None = fits.get(batch.field)
             if fit is None:
                 continue
-            scores = hub_scores(batch.hub, fit.limits)
-            loud = int((scores > 1.0).sum())
-            if loud:
-                worst = int(np.argmax(scores))
+            scores = fit.thresholds.scores(batch.hub)
+            worst = scores.max(axis=1)
+            loud = np.flatnonzero(worst > 1.0)
+            if len(loud):
+                row = int(np.argmax(worst))
                 _log.warning(
-                    "hub alert: %d new points of field %s, the farthest %r with hub score %.2f",
-                    loud,
+                    "hub alert: %d new points of field %s, the farthest %r with hub score %.2f (%s)",
+                    len(loud),
                     batch.field,
-                    batch.ids[worst],
-                    scores[worst],
+                    batch.ids[row],
+                    worst[row],
+                    MEASURES[int(np.argmax(scores[row]))],
                 )
-            for row in np.flatnonzero(scores > 1.0).tolist():
+            for row in loud.tolist():
                 key, point_id = int(batch.keys[row]), batch.ids[row]
                 if self._is_released(point_id, batch.vectors[row]) or key in self._held:
                     continue
                 held = fit.quarantine and len(self._held) < MOST_HELD
-                self._flag(point_id, batch.field, float(scores[row]), held, "upsert")
+                self._flag(point_id, batch.field, scores[row], held, "upsert")
                 changed = True
                 if held:
                     grew = True
@@ -94,21 +97,23 @@ class HubMonitor:
             self._save()
         return grew
 
-    def found_by_fit(self, field: str, found: Sequence[tuple[PointId, float]]) -> None:
-        """Flag points that were there when a fit was made; they stay visible."""
+    def found_by_fit(self, field: str, found: Sequence[tuple[PointId, Scores]]) -> None:
+        """Flag points that were there when a fit was made, with their scores by measure; they stay visible."""
         with self._lock:
             self._alerts = {i: a for i, a in self._alerts.items() if a["field"] != field or a["source"] != "fit"}
-        for point_id, score in found[:MOST_ALERTS]:
+        for point_id, scores in found[:MOST_ALERTS]:
             if point_id not in self._alerts:
-                self._flag(point_id, field, score, False, "fit")
+                self._flag(point_id, field, scores, False, "fit")
         self._save()
 
-    def _flag(self, point_id: PointId, field: str, score: float, held: bool, source: str) -> None:
+    def _flag(self, point_id: PointId, field: str, scores: Scores, held: bool, source: str) -> None:
         alert = {
             "id": point_id,
             "field": field,
-            "hub_score": round(score, 4),
+            "hub_score": round(float(scores.max()), 4),
             "threshold": 1.0,
+            "measure": MEASURES[int(np.argmax(scores))],
+            "measures": {name: round(float(score), 4) for name, score in zip(MEASURES, scores, strict=True)},
             "at": time.time(),
             "quarantined": held,
             "source": source,

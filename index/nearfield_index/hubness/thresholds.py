@@ -1,7 +1,14 @@
-"""What counts as far above the others: thresholds for the hub measures of a collection's items."""
+"""What counts as far above the others: thresholds for the hub measures of a collection's items.
+
+They come from the collection's own items, each so that one of four thousand clean ones is above, which makes less
+than one in a thousand for the three together. Items planted before the fit lift a quantile, but hardly what the items
+between 90 and 98 % let expect: a threshold is never far beyond that, and items beyond it do not count.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -9,40 +16,60 @@ import numpy as np
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
-# Of clean items six in ten thousand are above the first, three in ten thousand above the second threshold.
-_QUANTILES = (0.9994, 0.9997)
-_TAIL = (0.90, 0.98, 0.9998)
+MEASURES = ("reach", "lean", "centre")
+"""The columns of hub measures, as ``ranking.bias`` and ``ranking.target`` describe them."""
+
+_LEAST = 30
+"""Fewer items tell nothing about how far a tail reaches."""
+_SHARE = 2.5e-4
+_ENOUGH = (0.75, 2.0, 2.0)
+"""Items expected beyond a limit from which on they alone set it. Of reach the others foretell the tail badly."""
+_TAIL = (0.90, 0.98)
+_SLACK = 2.0
+"""How much longer than a bell curve's a clean tail may be, beyond 98 %."""
 
 
-def thresholds(measures: Floats) -> tuple[float, float]:
-    """A threshold for each measure ``(n, 2)``.
+@dataclass(frozen=True)
+class Thresholds:
+    """For each of ``MEASURES``: what is too much, and what is usual (the median)."""
 
-    The empirical quantile, unless the tail below it says that this cannot be: items that were planted before the
-    fit lift a quantile, but not the power law that the items between 90 and 98 % follow.
-    """
-    if not len(measures):
-        return float("inf"), float("inf")
+    limits: tuple[float, ...]
+    usual: tuple[float, ...]
+
+    def scores(self, measures: Floats) -> Doubles:
+        """``(n, 3)``: 0 what is usual, 1 at the limit, 2 as far beyond it again."""
+        limits, usual = np.array(self.limits), np.array(self.usual)
+        with np.errstate(invalid="ignore"):
+            found = (measures - usual) / np.maximum(limits - usual, 1e-12)
+        beyond, within = np.maximum(found, 1.0 + 1e-9), np.minimum(np.nan_to_num(found), 1.0)
+        return np.asarray(np.where(measures > limits, beyond, within), np.float64)
+
+
+UNSET = Thresholds((np.inf,) * len(MEASURES), (0.0,) * len(MEASURES))
+"""Nothing is too much."""
+
+
+def thresholds(measures: Floats) -> Thresholds:
+    """Thresholds for measures ``(n, 3)`` of a collection's items; ``UNSET`` of fewer than thirty."""
+    if len(measures) < _LEAST:
+        return UNSET
     values = measures.astype(np.float64)
-    margin = min(float(np.quantile(values[:, 0], _QUANTILES[0])), _power_law(values[:, 0]))
-    # The mean similarity is nearer to a bell curve: beyond six deviations of its middle half nothing is clean.
-    low, middle, high = np.quantile(values[:, 1], (0.25, 0.5, 0.75))
-    bell = float(middle + 6 * (high - low) / 1.349)
-    mean = min(float(np.quantile(values[:, 1], _QUANTILES[1])), max(bell, float(high)))
-    return margin, mean
+    usual = np.median(values, axis=0)
+    # The lists that items take spread over orders of magnitude.
+    lift = max(float(usual[0]), 1e-3 * float(values[:, 0].max()), 1e-12)
+    # A hair more, or an item at the limit might exceed it by rounding.
+    reach = np.exp(_limit(np.log(values[:, 0] + lift), _ENOUGH[0]) + 1e-9) - lift
+    limits = (float(reach), *(_limit(values[:, column], _ENOUGH[column]) for column in (1, 2)))
+    return Thresholds(limits, tuple(usual.tolist()))
 
 
-def hub_scores(measures: Floats, limits: tuple[float, float]) -> Doubles:
-    """How far each item is: 1 at its threshold, by the measure that is farther. ``(n,)``."""
-    margin = measures[:, 0].astype(np.float64) / max(limits[0], 1e-9)
-    # A similarity may be negative: the second measure only says whether it is above, and adds by how much.
-    mean = np.where(measures[:, 1] > limits[1], 1.0 + np.abs(measures[:, 1] - limits[1]), 0.0)
-    return np.maximum(margin, mean)
-
-
-def _power_law(values: Doubles) -> float:
-    low, high, wanted = _TAIL
-    first, second = np.quantile(values, (low, high))
-    if first <= 0 or second <= first:
-        return float("inf")
-    slope = np.log(second / first) / np.log((1 - low) / (1 - high))
-    return float(second * ((1 - high) / (1 - wanted)) ** slope)
+def _limit(values: Doubles, enough: float) -> float:
+    low, high = (float(each) for each in np.quantile(values, _TAIL))
+    first, second, wanted = (NormalDist().inv_cdf(share) for share in (*_TAIL, 1 - _SHARE))
+    further = (high - low) / (second - first) * (wanted - second)
+    if further <= 0:  # nearly all of them are alike
+        return float(np.quantile(values, 1 - _SHARE))
+    own = float(np.quantile(values[values <= high + _SLACK * further], 1 - _SHARE))
+    # The fewer items there are above, the more counts how far the others let expect them.
+    told = min(1.0, len(values) * _SHARE / enough)
+    return told * own + (1 - told) * max(own, high + further)

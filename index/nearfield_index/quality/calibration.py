@@ -90,9 +90,16 @@ def calibrate(
     reaches: tuple[Reach, ...] = ()
     if field.backend.is_graph:
         reaches = _reaches(
-            field, field.backend, probes, limit_us=prices.scan_us * len(field), step=step, judge=judge or field
+            field,
+            field.backend,
+            probes,
+            limit_us=prices.scan_us * len(field),
+            step=lambda done: step(0.5 * done),
+            judge=judge or field,
         )
-    curves = _curves(field, field.clusters, probes, prices, random, step) if field.clusters is not None else ()
+    curves: tuple[Curve, ...] = ()
+    if field.clusters is not None:
+        curves = _curves(field, field.clusters, probes, prices, random, lambda done: step(0.5 + 0.5 * done))
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
     if isinstance(field.clusters, CodedIvf):

@@ -25,7 +25,9 @@ import numpy as np
 from nearfield_index.backends.gpu.device import for_builds
 from nearfield_index.backends.gpu.kernel import products
 from nearfield_index.backends.space import ItemBiases, original, queried
+from nearfield_index.ranking.target import Target
 from nearfield_index.schema import Metric
+from nearfield_index.threads import BACKGROUND, in_threads
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -35,6 +37,9 @@ BLOCKS = 16
 HUB_K = 10
 """A hub is an item among the best ten of many bank queries."""
 
+_NEARLY = 0.25
+"""By how much, in units of spread, an item may miss the best ten and still count a little."""
+_MANY_BLOCKS = 16
 _VALUES = 1 << 20  # similarities worked on at a time: they should stay in the cache
 _DEVICE_VALUES = 1 << 24  # where a device multiplies: it wants more at a time
 
@@ -123,7 +128,9 @@ class BiasModel:
     bank: Bank
     gallery: Bank | None
     spread: float
-    """The mean distance from a bank query's best similarity to the eleventh: the unit of hub scores."""
+    """The mean distance from a bank query's best similarity to the eleventh: the unit of reach."""
+    target: Target | None = None
+    """Where an item would be that is made for all queries; None in a model that only biases are asked of."""
 
     @property
     def variants(self) -> int:
@@ -133,9 +140,8 @@ class BiasModel:
     def of(self, rows: Floats) -> ItemBiases:
         """Biases, gate flags and hub measures of items in stored form.
 
-        The hub measures: by how much an item exceeds what it takes to enter the best ten, summed over the bank, in
-        units of ``spread``; and its mean similarity to the bank, which also rises for items near to all and best
-        for none.
+        The hub measures are an item's reach (by how much it exceeds a little less than what it takes to enter the
+        best ten, summed over the bank, in units of ``spread``), and its lean and centrality (``ranking.target``).
         """
         return self._combined(rows, lambda start, stop, sims: self.block_sums(sims))
 
@@ -163,17 +169,26 @@ class BiasModel:
         out = ItemBiases(
             np.empty((n, self.variants), np.float32),
             np.zeros((n, 1 if self.gallery is None else 2), np.bool_),
-            np.zeros((n, 2), np.float32),
+            np.zeros((n, 3), np.float32),
             np.empty((n, 1 if self.recipe.neighbours else BLOCKS), np.float32),
         )
-        for start, stop in row_blocks(n, len(self.bank)):
+        nearly = self.bank.entry - np.float32(_NEARLY * self.spread)
+
+        def fill(part: tuple[int, int]) -> None:
+            start, stop = part
             sims = self.bank.similarities(rows[start:stop])
             out.blocks[start:stop] = blocks(start, stop, sims)
             out.active[start:stop, 0] = (sims >= self.bank.top).any(axis=1)
-            out.hub[start:stop, 1] = sims.mean(axis=1)
-            sims -= self.bank.entry
+            sims -= nearly
             np.maximum(sims, 0.0, out=sims)
             out.hub[start:stop, 0] = sims.sum(axis=1) / self.spread
+            if self.target is not None:
+                out.hub[start:stop, 1:] = self.target.measures(original(rows[start:stop], self.metric))
+
+        parts = list(row_blocks(n, len(self.bank)))
+        # A few new points are not worth a thread.
+        for _ in in_threads(fill, parts, BACKGROUND if len(parts) >= _MANY_BLOCKS else 1):
+            pass
         gallery = None if self.gallery is None else self._gallery_sums(rows, out.active)
         out.bias[:] = self.bias_of(out.blocks, gallery)
         return out

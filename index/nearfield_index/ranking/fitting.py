@@ -23,6 +23,7 @@ from nearfield_index.ranking.bias import (
     similarity_unit,
 )
 from nearfield_index.ranking.sinkhorn import potentials
+from nearfield_index.ranking.target import Target, target_of
 from nearfield_index.schema import Metric
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -32,6 +33,7 @@ _POTENTIAL_ROWS = 32_768
 """Items that potentials are scaled against; of a larger gallery a sample, which shifts all of them alike."""
 _UNIT_ROWS = 4_096
 _ROTATION_ROWS = 8_192
+_TARGET_ROWS = 8_192
 _ROTATION_QUERIES = 256
 _SEED = 20_261_125
 
@@ -62,8 +64,9 @@ def fit_model(
         blocks = _products(bank, thinned(parts, _POTENTIAL_ROWS))
         scale, tell = recipe.beta / unit, lambda done: step(0.2 + 0.8 * done)
         bank = replace(bank, logs=-potentials(blocks, len(bank), scale=scale, passes=recipe.passes, step=tell))
+    target = _target(bank, parts, metric)
     step(1.0)
-    return BiasModel(version, metric, recipe, unit, bank, other, spread)
+    return BiasModel(version, metric, recipe, unit, bank, other, spread, target)
 
 
 def rotated_model(
@@ -90,8 +93,16 @@ def rotated_model(
         whole = np.array(getattr(old.bank, part))
         whole[here] = getattr(block, part)
         changed[part] = whole
+    bank = Bank(**changed)
+    target = _target(bank, parts, old.metric)
     step(1.0)
-    return replace(old, version=version, bank=Bank(**changed))
+    return replace(old, version=version, bank=bank, target=target)
+
+
+def _target(bank: Bank, parts: Sequence[Floats], metric: Metric) -> Target:
+    # A third of the items: on those that it was estimated from, a direction looks better than it is.
+    rows = _sampled(parts, min(_TARGET_ROWS, -(-sum(map(len, parts)) // 3)))
+    return target_of(original(bank.queries, metric), original(rows, metric), metric)
 
 
 def _answering(bank: Bank, rows: Floats, heights: Floats, scale: float) -> Floats:

@@ -70,7 +70,7 @@ class _GrowingBiases:
 
 @dataclass(frozen=True)
 class Judged:
-    """Hub measures ``(n, 2)`` of new points by row key and id, in one field."""
+    """Hub measures ``(n, 3)`` of new points by row key and id, in one field."""
 
     field: str
     keys: Keys

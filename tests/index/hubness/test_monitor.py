@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedded import crash_image, finished
 from nearfield_index.engine import Engine
-from nearfield_index.hubness.thresholds import hub_scores, thresholds
+from nearfield_index.hubness.thresholds import MEASURES, UNSET, thresholds
+
+Measures = np.ndarray[Any, np.dtype[np.float32]]
 
 DIM = 16
 RANDOM = np.random.default_rng(2)
@@ -111,11 +115,80 @@ def test_deleted_points_leave_the_quarantine_and_a_drop_empties_it(tmp_path: Pat
         assert engine.quality("c")["hub_alerts"] == []
 
 
+def test_an_alert_tells_what_gave_the_point_away(tmp_path: Path) -> None:
+    with opened(tmp_path / "d", quarantine=False) as engine:
+        plant(engine)
+        alerts = {alert["id"]: alert for alert in engine.quality("c")["hub_alerts"]}
+        for name in NAMES:
+            measures = alerts[name]["measures"]
+            assert set(measures) == set(MEASURES)
+            assert alerts[name]["hub_score"] == max(measures.values()) == measures[alerts[name]["measure"]]
+            assert alerts[name]["hub_score"] > alerts[name]["threshold"] == 1.0
+
+
+def test_thresholds_stay_over_a_restart_and_a_rotation(tmp_path: Path) -> None:
+    engine = opened(tmp_path / "d", quarantine=False)
+    engine.close()
+    with Engine.open(tmp_path / "d") as again:
+        plant(again)
+        before = {a["id"]: a["measures"] for a in again.quality("c")["hub_alerts"] if a["id"] in NAMES}
+        assert set(before) == set(NAMES)
+        again.delete_points("c", {"ids": NAMES})
+        finished(again, again.rotate_hubness("c", {"vectors": Q[:100] + 0.01}))
+        plant(again)
+        after = {a["id"]: a["measures"] for a in again.quality("c")["hub_alerts"] if a["id"] in NAMES}
+        assert set(after) == set(NAMES)
+        assert after["p0"]["centre"] == pytest.approx(before["p0"]["centre"], rel=0.2)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.01])
-def test_thresholds_hold_with_poison_inside(share: float) -> None:
-    """Clean items follow a law; those planted before the fit do not lift the threshold above themselves."""
-    clean = np.stack([RANDOM.pareto(2.0, 20_000), RANDOM.normal(0.2, 0.02, 20_000)], axis=1).astype(np.float32)
-    planted = np.full((int(share * 20_000), 2), (2_000.0, 0.6), np.float32)
-    limits = thresholds(np.concatenate([clean, planted]))
-    assert (hub_scores(clean, limits) > 1).mean() <= 0.002
-    assert (hub_scores(planted, limits) > 1).all()
+@pytest.mark.parametrize("items", [2_000, 20_000])
+def test_thresholds_hold_with_poison_inside(share: float, items: int) -> None:
+    """Clean items follow laws with long tails and short ones; what was planted before does not lift a threshold
+    above itself."""
+    random = np.random.default_rng(5)
+
+    def clean(count: int) -> Measures:
+        laws = (random.pareto(2.0, count), random.normal(0.2, 0.02, count), random.uniform(-5, -4, count))
+        return np.stack(laws, axis=1).astype(np.float32)
+
+    for column, far in enumerate((2_000.0, 0.6, -1.0)):
+        planted = clean(int(share * items))
+        planted[:, column] = far
+        marks = thresholds(np.concatenate([clean(items), planted]))
+        assert (marks.scores(clean(100_000)) > 1).any(axis=1).mean() <= 0.002
+        assert (marks.scores(planted)[:, column] > 1).all()
+
+
+@given(
+    laws=st.tuples(*[st.sampled_from(["normal", "lognormal", "uniform", "alike", "halves"])] * 3),
+    items=st.integers(1, 3_000),
+    scale=st.floats(1e-3, 1e3),
+    shift=st.floats(-1e3, 1e3),
+    seed=st.integers(0, 99),
+)
+def test_scores_say_what_the_limits_say(laws: Any, items: int, scale: float, shift: float, seed: int) -> None:
+    """Whatever measures look like: finite scores, above 1 exactly beyond a limit, and few of the items themselves."""
+    random = np.random.default_rng(seed)
+    columns = []
+    for number, law in enumerate(laws):
+        drawn = {
+            "normal": lambda: random.normal(size=items),
+            "lognormal": lambda: random.lognormal(sigma=1.5, size=items),
+            "uniform": lambda: random.uniform(size=items),
+            "alike": lambda: np.zeros(items),
+            "halves": lambda: random.integers(0, 2, items).astype(float),
+        }[law]()
+        columns.append(np.abs(drawn) * scale if number == 0 else drawn * scale + shift)  # reach is never negative
+    measures = np.stack(columns, axis=1).astype(np.float32)
+    marks = thresholds(measures)
+    scores = marks.scores(measures)
+    assert np.isfinite(scores).all()
+    assert np.array_equal(scores > 1, measures > np.array(marks.limits))
+    assert (scores > 1).mean(axis=0).max() <= 0.02
+    assert not (UNSET.scores(measures) > 1).any()
+
+
+@pytest.mark.parametrize("items", [0, 1, 29])
+def test_nothing_stands_out_of_few_items(items: int) -> None:
+    assert thresholds(RANDOM.normal(size=(items, 3)).astype(np.float32)) == UNSET
