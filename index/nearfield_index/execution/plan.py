@@ -27,7 +27,7 @@ _AGAIN = 4
 
 
 class Plan(NamedTuple):
-    """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf`` or ``none`` (no row passes); costs in us a query.
+    """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf``, ``codes`` or ``none`` (no row passes); costs in us.
 
     ``rows`` says how many rows were taken to pass; ``scan_us`` what an exact answer was taken to cost.
     """
