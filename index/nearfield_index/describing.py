@@ -59,7 +59,7 @@ def nbytes(collection: Collection) -> Json:
     parts = {"rows": collection.store.nbytes, "vectors": 0, "graphs": 0, "other": 0}
     for segment, _ in collection.live.view.segments:
         for name, file in segment.head.files.items():
-            kind = {"vectors": "vectors", "graph": "graphs"}.get(name.partition("-")[0], "other")
+            kind = {"vectors": "vectors", "graph": "graphs", "codes": "graphs"}.get(name.partition("-")[0], "other")
             parts[kind] += file["bytes"]
     return parts
 

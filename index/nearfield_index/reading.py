@@ -89,13 +89,16 @@ def _normalised_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
     width = answer.found.pks.shape[1]
     results: list[list[Json]] = []
     for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        if not query.selection.anything:
+            whole = zip(answer.ids[row * width : (row + 1) * width], *values, strict=True)
+            results.append([{"id": i, "score": s, "raw_score": r, "bias": b} for i, pk, s, r, b in whole if pk >= 0])
+            continue
         hits: list[Json] = []
         for at, (pk, score, raw, bias) in enumerate(zip(*values, strict=True)):
             if pk < 0:
                 continue
             hit: Json = {"id": answer.ids[row * width + at], "score": score, "raw_score": raw, "bias": bias}
-            if query.selection.anything:
-                _add_selected(hit, answer.stored[pk], query.selection, answer.vectors)
+            _add_selected(hit, answer.stored[pk], query.selection, answer.vectors)
             hits.append(hit)
         results.append(hits)
     return results

@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.hubness", description=__doc__)
     parser.add_argument("what", choices=["recall", "cost", "sweep", "fit", "poison"])
     parser.add_argument(
-        "sets", nargs="*", help=f"recall, poison: {', '.join(sets.names())}; cost, sweep, fit: german, short"
+        "sets", nargs="*", help=f"recall, poison: {', '.join(sets.names())}; cost, sweep, fit: german, short, fashion"
     )
     parser.add_argument("--data", type=Path, default=os.environ.get("NEARFIELD_TEST_DATA"))
     parser.add_argument("--place", type=Path, help="where to keep the collections meanwhile")
@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folds", type=int, default=4, help="poison: parts that are held back in turn")
     given = parser.parse_args(arguments)
     data = None if given.data is None else Path(given.data)
-    chosen = given.sets or (["german", "short"] if given.what in ("cost", "sweep", "fit") else [*sets.names()])
+    chosen = given.sets or (
+        ["german", "short", "fashion"] if given.what in ("cost", "sweep", "fit") else [*sets.names()]
+    )
     for name in chosen:
         for line in _report(given, name, data):
             sys.stdout.write(line + "\n")

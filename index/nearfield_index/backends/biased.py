@@ -10,6 +10,7 @@ import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows, Searcher, Space
 from nearfield_index.backends.exact import nothing, pad
+from nearfield_index.backends.fitcodes import FitCodes, FitCodeScan
 from nearfield_index.backends.hnsw import Hnsw, walk_parameters
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
@@ -209,9 +210,14 @@ class OverFetch:
         return best, at
 
 
-def biased(raw: Searcher, clusters: Ivf, graph: Path, vectors: Path, bias: Floats) -> tuple[BiasedSearcher, BiasedIvf]:
-    """What searches the rows of ``raw`` and of its ``clusters`` with a bias ``(rows,)``; the files are verified."""
+def biased(
+    raw: Searcher, clusters: Ivf, graph: Path, vectors: Path, bias: Floats, codes: FitCodes | None = None
+) -> tuple[BiasedSearcher, BiasedIvf]:
+    """What searches the rows of ``raw`` and of its ``clusters`` with a bias ``(rows,)``; the files are verified.
+    ``codes`` of the rows are scanned instead of walking a graph."""
     lists = BiasedIvf(clusters.space, bias)
+    if codes is not None:
+        return FitCodeScan(codes, clusters.space.vectors, bias), lists
     if isinstance(raw, Hnsw):
         return BiasedHnsw.over(graph, vectors, bias), lists
     if isinstance(raw, Ivf):

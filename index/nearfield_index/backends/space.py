@@ -157,6 +157,11 @@ class Biaser(Protocol):
         """Raw queries ``(n, dim)`` on which normalised search is calibrated."""
         ...
 
+    @property
+    def asked(self) -> Floats:
+        """Queries in search form ``(m, columns)`` from which codes are learned."""
+        ...
+
     def of(self, rows: Floats) -> ItemBiases:
         """Those of rows in stored form."""
         ...

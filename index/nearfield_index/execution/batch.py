@@ -160,7 +160,8 @@ def search_part(
     """The best rows of one part for every query with their scores, ``(n, k or more)`` in no order, and the plans."""
     if len(groups) == 1:
         start = time.perf_counter()
-        planned = _plan(part, here, groups[0], search, calibration, find_keys)
+        lone = len(groups[0].members) == 1
+        planned = _plan(part, here, groups[0], search, calibration, find_keys, lone=lone)
         rows, scored, ran = _alone(part, here, planned, queries, search, calibration)
         report.ran.append(ran._replace(seconds=time.perf_counter() - start))
         return [ran.plan], here.part_rows(rows), scored
@@ -323,9 +324,12 @@ def _plan(
     search: Search,
     calibration: Calibration | None,
     find_keys: FindKeys,
+    *,
+    lone: bool = False,
 ) -> _Planned:
     passing = _passing(part, here, group.expr, find_keys)
-    plan = plan_part(here, calibration, passing, k=search.k, target=search.recall, queries=len(group.members))
+    queries = len(group.members)
+    plan = plan_part(here, calibration, passing, k=search.k, target=search.recall, queries=queries, lone=lone)
     return _Planned(group, passing, plan)
 
 

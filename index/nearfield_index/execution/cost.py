@@ -84,6 +84,9 @@ class Prices:
     product_us: float
     bitmap_us: float = 0.0
     """Of making a bitmap of all rows, and a list of those in it."""
+    lone_walk_us: float = 0.0
+    lone_sweep_us: float = 0.0
+    """More of one query by itself than of one among many: through a graph, and by coded lists."""
     answer_us: float = 0.0
     """Of as many more rows as coded lists find for one more answer."""
 

@@ -30,7 +30,7 @@ _AGAIN = 4
 
 
 class Plan(NamedTuple):
-    """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf`` or ``none`` (no row passes); costs in us a query.
+    """``kind`` is ``exact``, ``hnsw``, ``hnswlib``, ``ivf``, ``codes`` or ``none`` (no row passes); costs in us.
 
     ``rows`` says how many rows were taken to pass; ``scan_us`` what an exact answer was taken to cost. ``on`` a device
     also ``cagra``, ``gpu-ivf`` or ``gpu-ivfpq``; should it fail, the plan ``instead`` answers.
@@ -96,15 +96,16 @@ def plan_part(
     k: int,
     target: float,
     queries: int = 1,
+    lone: bool = False,
 ) -> Plan:
     """Choose for ``k`` neighbours among ``passing`` (matrix rows; None: all). ``target`` 1 means exact, and
-    ``queries`` how many share the answer.
+    ``queries`` how many share the answer; ``lone`` says that it is one query by itself.
 
     Goes by how many rows pass, told from posting lengths where that is exact and counted where it is not, so that
     equal predicates get equal plans however they are spelled.
     """
     rows = exactly(len(field)) if passing is None else passing.counted()
-    plan = _cheapest(field, calibration, passing, rows, k=k, target=target, queries=queries)
+    plan = _cheapest(field, calibration, passing, rows, k=k, target=target, queries=queries, lone=lone)
     if calibration is None or calibration.device is None:
         return plan
     return calibration.device.cheaper(plan, passing, k=k, target=target, queries=queries)
@@ -119,6 +120,7 @@ def _cheapest(
     k: int,
     target: float,
     queries: int,
+    lone: bool,
 ) -> Plan:
     selectivity = rows.likely / len(field) if len(field) else 0.0
     if rows.high == 0:
@@ -128,7 +130,7 @@ def _cheapest(
         scan_us = calibration.exact_us(rows.likely, contiguous=passing is None, queries=queries)
     chosen, why, together = None, "asked for", False
     if target < 1.0:
-        chosen, why, together = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target)
+        chosen, why, together = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target, lone=lone)
     if chosen is None:
         return Plan("exact", 0, 1.0, rows, selectivity, scan_us, scan_us, why)
     kind, setting = chosen
@@ -144,6 +146,7 @@ def _index(
     *,
     k: int,
     target: float,
+    lone: bool,
 ) -> tuple[tuple[str, Setting] | None, str, bool]:
     """How an index would answer, graph or clusters; None where an exact scan is better. Why, and whether the rows are
     known to keep together."""
@@ -156,7 +159,15 @@ def _index(
     together: float | None = None if passing is not None else 0.0
     while True:
         costs = _costs(
-            field, calibration, passing is not None, together or 0.0, selectivity, scan_us, k=k, target=target
+            field,
+            calibration,
+            passing is not None,
+            together or 0.0,
+            selectivity,
+            scan_us,
+            k=k,
+            target=target,
+            lone=lone,
         )
         if not costs:
             return None, "the index was not seen to reach the target here", False
@@ -186,6 +197,7 @@ def _costs(
     *,
     k: int,
     target: float,
+    lone: bool,
 ) -> list[tuple[float, str, Setting]]:
     """What each way through an index is expected to cost a query, in us."""
     costs: list[tuple[float, str, Setting]] = []
@@ -196,12 +208,14 @@ def _costs(
         if setting is not None:
             # A walk among other clusters finds too little and is repeated, or in vain.
             again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
-            costs.append((setting.us + again_us, field.backend.kind, setting))
+            lone_us = calibration.prices.lone_walk_us if lone else 0.0
+            costs.append((setting.us + again_us + lone_us, field.backend.kind, setting))
     if field.clusters is not None:
         setting = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=shapes_of(together))
         if setting is not None:
             # Which clusters are worth a look takes a bitmap to tell.
             needed = together or (isinstance(field.clusters, CodedIvf) and selectivity < BROAD)
-            us = setting.us + (calibration.prices.bitmap_us if needed else 0.0)
+            lone_us = calibration.prices.lone_sweep_us if lone else 0.0
+            us = setting.us + lone_us + (calibration.prices.bitmap_us if needed else 0.0)
             costs.append((us, field.clusters.kind, setting))
     return costs

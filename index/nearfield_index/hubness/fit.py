@@ -47,6 +47,11 @@ class Fit:
     def version(self) -> str:
         return self.model.version
 
+    @property
+    def asked(self) -> Floats:
+        """The queries of the bank in search form."""
+        return self.model.bank.queries
+
     def of(self, rows: Floats) -> ItemBiases:
         """The biases of items in stored form."""
         return self.model.of(rows)

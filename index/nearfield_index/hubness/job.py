@@ -110,7 +110,7 @@ def publish(place: Workplace, job: Job, field: str, fit: Fit, compute: Compute) 
             if items is None:
                 items = compute(segment, segment.fields[field])
                 biases.save(segment, field, fit.version, items)
-            faces[segment.name] = biases.face(segment, field, fit.version, items)
+            faces[segment.name] = biases.face(segment, field, fit, items)
             job.report(first + 0.05 / total, "calibrating")
             step = partial(_tell, job, first + 0.05 / total, 0.25 / total)
             place.builder.calibrate_face(segment, field, faces[segment.name], fit.version, fit.probes, step)

@@ -150,11 +150,18 @@ def joined(answers: Sequence[tuple[Ints, Candidates]], count: int, k: int) -> Ca
 def biases_of_hits(view: View, field: str, found: Candidates, used: Normalised) -> Doubles:
     """What was subtracted from each hit, ``(n, k)``; 0 where nothing was."""
     out = np.zeros(found.scores.shape)
+    known = used.variants[:, None] != _RAW
     for number, live in enumerate(view.parts):
         here = live.part.fields.get(field)
         face = None if here is None else here.normal
-        at = np.nonzero((found.parts == number) & (used.variants[:, None] != _RAW))
-        if isinstance(face, NormalField) and len(at[0]):
+        if not isinstance(face, NormalField) or not len(face):
+            continue
+        here_too = (found.parts == number) & known
+        if here_too.all():  # the common case, at half the price
+            rows = face.matrix_rows(found.rows)
+            return face.known.bias[rows, used.variants[:, None]].astype(np.float64) * used.strength
+        at = np.nonzero(here_too)
+        if len(at[0]):
             rows = face.matrix_rows(found.rows[at])
             out[at] = face.known.bias[rows, used.variants[at[0]]].astype(np.float64) * used.strength
     return out

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _SAMPLE = 256
 _TIMED = 8
 _GATHERED = 3_000
 _TIMED_WALKS = 64
+_USUAL = 0.95
 _BATCH = 64
 _KS = (10, 100)
 # Under more selective filters only the smaller k is worth a curve; the other is answered exactly.
@@ -87,24 +89,22 @@ def calibrate(
     samples = sum(len(p.queries) for p in probes)
     if field.backend is None:
         return Calibration(source, samples, prices)
+    graph, lists = field.backend, field.clusters
+    asked, limit = probes[0].queries[:_TIMED_WALKS], prices.scan_us * len(field)
     reaches: tuple[Reach, ...] = ()
-    if field.backend.is_graph:
-        reaches = _reaches(
-            field,
-            field.backend,
-            probes,
-            limit_us=prices.scan_us * len(field),
-            step=lambda done: step(0.5 * done),
-            judge=judge or field,
-        )
+    if graph.is_graph:
+        judge = judge or field
+        reaches = _reaches(field, graph, probes, limit_us=limit, step=lambda done: step(0.5 * done), judge=judge)
+        prices = replace(prices, lone_walk_us=_lone_us(lambda some, effort: _walk(graph, some, effort), asked, reaches))
     curves: tuple[Curve, ...] = ()
-    if field.clusters is not None:
-        curves = _curves(field, field.clusters, probes, prices, random, lambda done: step(0.5 + 0.5 * done))
+    if lists is not None:
+        curves = _curves(field, lists, probes, prices, random, lambda done: step(0.5 + 0.5 * done))
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
-    if isinstance(field.clusters, CodedIvf):
-        sweeps, places, answer_us = _sweeps(field, field.clusters, probes, limit_us=prices.scan_us * len(field))
-        prices = replace(prices, answer_us=answer_us)
+    if isinstance(lists, CodedIvf):
+        sweeps, places, answer_us = _sweeps(field, lists, probes, limit_us=limit)
+        lone_us = _lone_us(lambda some, effort: _choose(lists, some, effort), asked, sweeps)
+        prices = replace(prices, answer_us=answer_us, lone_sweep_us=lone_us)
     return Calibration(source, samples, prices, reaches=reaches, curves=curves, sweeps=sweeps, places=places)
 
 
@@ -159,7 +159,8 @@ def _reaches(
         slowest = 0.0
         for probe, truth in zip(probes, truths, strict=True):
             _, rows = graph.search(probe.queries, effort, effort=effort, within=None)
-            slowest = max(slowest, _walk_us(graph, probe.queries[:_TIMED_WALKS], effort))
+            asked = probe.queries[:_TIMED_WALKS]
+            slowest = max(slowest, _one_thread_us(partial(_walk, graph, effort=effort), asked))
             worst = np.minimum(worst, _recall_by_depth(rows, truth, measured))
         if measured:
             found.append(Reach(effort, slowest, tuple(worst.tolist())))
@@ -192,7 +193,9 @@ def _sweeps(
             held = [(places[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
             worst = np.minimum(worst, [max(0.0, h.mean() - 2 * h.std() / np.sqrt(len(h))) for h in held])
             asked = probe.queries[:_TIMED_WALKS]
-            us, wide_us = (_choose_us(lists, asked, width, effort) for width in (narrow, wide))
+            us, wide_us = (
+                _one_thread_us(partial(_choose, lists, effort=effort, width=width), asked) for width in (narrow, wide)
+            )
             slowest = max(slowest, us)
             more.append((wide_us - us) * (lists.width_of(1) - lists.width_of(0)) / max(1, wide - narrow))
         found.append(Reach(effort, slowest, tuple(worst.tolist())))
@@ -213,25 +216,37 @@ def _places(found: Rows, wanted: Rows, n: int) -> Rows:
     return out
 
 
-def _choose_us(lists: CodedIvf, queries: Floats, width: int, effort: int) -> float:
-    """Processor time of a query on one thread, in microseconds, of which as many candidates are scored as usual."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    start = time.thread_time()
-    rows = lists.candidates(queries, width, effort)
-    rows[:, lists.width_of(DEPTHS[0]) :] = -1
+def _choose(lists: CodedIvf, queries: Floats, effort: int, width: int | None = None) -> None:
+    """Find ``width`` candidates, of which as many are scored as usual."""
+    usual = lists.width_of(DEPTHS[0])
+    rows = lists.candidates(queries, width or usual, effort)
+    rows[:, usual:] = -1
     lists.ranked(queries, rows, DEPTHS[0])
-    us = (time.thread_time() - start) * 1e6 / max(1, len(queries))
-    faiss.omp_set_num_threads(threads)
-    return us
 
 
-def _walk_us(graph: Searcher, queries: Floats, effort: int) -> float:
+def _walk(graph: Searcher, queries: Floats, effort: int) -> None:
+    graph.search(queries, effort, effort=effort, within=None)
+
+
+def _lone_us(search: Callable[[Floats, int], None], queries: Floats, reaches: Sequence[Reach]) -> float:
+    """How much more a query takes by itself than among others, in microseconds, with an effort as queries take it."""
+    if not reaches:
+        return 0.0
+    effort = next((r.effort for r in reaches if r.recall[0] >= _USUAL), reaches[-1].effort)
+    together = _one_thread_us(lambda some: search(some, effort), queries)
+    lone = [
+        _one_thread_us(lambda some: search(some, effort), queries[number : number + 1])
+        for number in range(len(queries))
+    ]
+    return max(0.0, float(np.median(lone)) - together)
+
+
+def _one_thread_us(search: Callable[[Floats], None], queries: Floats) -> float:
     """Processor time of a query on one thread, in microseconds."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     start = time.thread_time()
-    graph.search(queries, effort, effort=effort, within=None)
+    search(queries)
     us = (time.thread_time() - start) * 1e6 / max(1, len(queries))
     faiss.omp_set_num_threads(threads)
     return us

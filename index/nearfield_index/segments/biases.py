@@ -12,6 +12,7 @@ from pathlib import Path
 from nearfield_index.backends.biased import biased
 from nearfield_index.backends.space import Biaser, ItemBiases
 from nearfield_index.errors import Corrupt, NearfieldError
+from nearfield_index.segments.fitcodes import codes_of
 from nearfield_index.segments.normal import NormalField
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.segments.segment import Segment
@@ -34,7 +35,7 @@ def with_fit(segment: Segment, name: str, fit: Biaser, known: ItemBiases | None 
         save(segment, name, fit.version, items)
     elif known is not None:
         save(segment, name, fit.version, items)
-    return segment.with_normals({name: face(segment, name, fit.version, items)})
+    return segment.with_normals({name: face(segment, name, fit, items)})
 
 
 def is_fitted(segment: Segment, name: str, fit: Biaser) -> bool:
@@ -43,14 +44,16 @@ def is_fitted(segment: Segment, name: str, fit: Biaser) -> bool:
     return raw is not None and isinstance(raw.normal, NormalField) and raw.normal.version == fit.version
 
 
-def face(segment: Segment, name: str, version: str, items: ItemBiases) -> FieldPart:
-    """The normalised face of a field with these biases, over the graph and the lists that are there."""
+def face(segment: Segment, name: str, fit: Biaser, items: ItemBiases) -> FieldPart:
+    """The normalised face of a field with these biases, over the graph and the lists that are there, or over codes
+    which are made where there are none yet."""
     raw = segment.fields[name]
     searchers = None
     if raw.backend is not None and raw.clusters is not None:
         graph, vectors = segment.directory / f"graph-{name}", segment.directory / f"vectors-{name}"
-        searchers = biased(raw.backend, raw.clusters, graph, vectors, items.bias[:, 0])
-    return NormalField.of(raw, items, version, searchers)
+        codes = codes_of(segment, name, fit, items.bias[:, 0])
+        searchers = biased(raw.backend, raw.clusters, graph, vectors, items.bias[:, 0], codes)
+    return NormalField.of(raw, items, fit.version, searchers)
 
 
 def save(segment: Segment, name: str, version: str, items: ItemBiases) -> None:
@@ -82,8 +85,8 @@ def load(segment: Segment, name: str, version: str) -> ItemBiases | None:
 
 
 def sweep(directory: Path, versions: set[str]) -> None:
-    """Remove the biases of other fits from a segment's directory. Mapped pages stay readable."""
-    for path in directory.glob("*-bias-*"):
+    """Remove the biases and codes of other fits from a segment's directory. Mapped pages stay readable."""
+    for path in (*directory.glob("*-bias-*"), *directory.glob("*-fitcodes-*")):
         if path.name.split("-")[2] not in versions:
             path.unlink(missing_ok=True)
     for path in directory.glob("*.tmp"):

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nearfield_index.backends.biased import BiasedIvf, BiasedSearcher, scan_biased
+from nearfield_index.backends.biased import BiasedHnsw, BiasedIvf, BiasedSearcher, scan_biased
 from nearfield_index.backends.space import Doubles, ItemBiases, original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
@@ -94,7 +94,9 @@ class NormalField(FieldPart):
         return scan_biased(self.matrix, self.bias, self.strength, queries, k, within)
 
     def found_scores(self, queries: Floats, rows: Rows, inner: Floats) -> Doubles:
-        return self.scores(queries, rows, precise=False)  # a walk takes them for differences of large numbers
+        if self.metric is Metric.L2 or isinstance(self.backend, BiasedHnsw):  # which takes differences of large numbers
+            return self.scores(queries, rows, precise=False)
+        return inner.astype(np.float64)
 
     def settled(self, scored: Doubles, rows: Rows) -> Doubles:
         if self.metric is Metric.L2:
