@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import faiss
@@ -37,10 +38,14 @@ def in_threads(work: Callable[[_Item], _Found], items: Sequence[_Item], threads:
         yield from map(work, items)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="nearfield-work") as pool:
-        promised = [pool.submit(work, item) for item in items]
+        ahead: deque[Future[_Found]] = deque()  # no more than keeps all threads at work, for results take memory
         try:
-            for each in promised:
-                yield each.result()
+            for item in items:
+                ahead.append(pool.submit(work, item))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
         finally:
-            for each in promised:
+            for each in ahead:
                 each.cancel()

@@ -27,4 +27,4 @@ def test_whoever_stops_listening_stops_the_work(threads: int) -> None:
     found = in_threads(done.append, range(10_000), threads)
     next(found)
     found.close()  # type: ignore[attr-defined]
-    assert len(done) < 10_000
+    assert len(done) <= 2 * threads
