@@ -28,8 +28,9 @@ _COLUMNS = 2  # that share a code
 _BITS = 4
 _BLOCK = 32  # rows that are scanned at once
 _BY_QUERY = 11  # of FAISS's ways to scan: query by query, the found ones held in a reservoir
+# A selector keeps the choice of lists off the matrix product, which is slower for one query, and for many would round
+# by a query's place among them: the same query then got other lists.
 _ALL = faiss.SearchParameters(sel=faiss.IDSelectorAll())
-_FEW = 4
 _TRAINED = 20_000
 _ADDED = 65_536
 _SEED = 20_261_125
@@ -128,10 +129,8 @@ class CodedIvf(Ivf):
 
     def candidates(self, queries: Floats, width: int, effort: int, within: Bitmap | None = None) -> Rows:
         """The ``width`` rows of the nearest lists that the codes rank first ``(n, width)``, padded with -1."""
-        # A selector keeps one query off the matrix product, which is slower for it.
-        near = _ALL if len(queries) < _FEW else None
         sel = None if within is None else faiss.IDSelectorBitmap(within.bits())
-        params = faiss.SearchParametersIVF(nprobe=effort, sel=sel, quantizer_params=near)
+        params = faiss.SearchParametersIVF(nprobe=effort, sel=sel, quantizer_params=_ALL)
         rows: Rows = self._codes.search(self._asked(queries), width, params=params)[1]
         return rows
 

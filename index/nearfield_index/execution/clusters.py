@@ -27,7 +27,7 @@ from nearfield_index.segments.part import FieldPart
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 # Queries differ in depth; what counts is their mean, so one may fall short by this much.
-_SHORT = 0.015
+_SHORT = 0.01
 _LATE = 0.4
 
 
