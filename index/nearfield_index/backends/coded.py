@@ -46,6 +46,8 @@ _WIDEST = 2_048
 # Times the lists where the query's own does not pass, and where those around it are thinned out.
 _AWAY = 2
 _DEPLETED = 4
+# Times the rows that are scored again where they may be far away: there, many are about as far.
+_FARTHER = 4
 _VALUES = 4_000_000  # rows found, of all queries together, at a time
 
 
@@ -118,12 +120,13 @@ class CodedIvf(Ivf):
     def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None) -> tuple[Floats, Rows]:
         """As every backend. A bitmap also tells which lists have rows that pass, and only those are scanned then."""
         best, at = nothing(len(queries), k)
-        for some in blocks(len(queries), self.width_of(k)):
+        width = self.width_of(k) * (_FARTHER if isinstance(within, Bitmap) else 1)
+        for some in blocks(len(queries), width):
             asked = queries[some]
             if isinstance(within, Bitmap):
-                rows = self._of_useful_lists(asked, self.width_of(k), effort, within)
+                rows = self._of_useful_lists(asked, width, effort, within)
             else:
-                rows = self.candidates(asked, self.width_of(k), effort, None if within is None else within.bitmap)
+                rows = self.candidates(asked, width, effort, None if within is None else within.bitmap)
             best[some], at[some] = self.ranked(asked, rows, k)
         return best, at
 
