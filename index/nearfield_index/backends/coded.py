@@ -42,13 +42,13 @@ BROAD = 0.07
 _MORE = 15
 _RESCORED = (4, 6, 8, 12, 16, 24, 32)
 _JUDGED, _WANTED, _ENOUGH = 64, 10, 0.985
-_WIDEST = 2_048
 # Times the lists where the query's own does not pass, and where those around it are thinned out.
 _AWAY = 2
 _DEPLETED = 4
 # Times the rows that are scored again where they may be far away: there, many are about as far.
 _FARTHER = 4
-_VALUES = 4_000_000  # rows found, of all queries together, at a time
+VALUES = 4_000_000
+"""Rows found, of all queries together, at a time."""
 
 
 class CodedIvf(Ivf):
@@ -97,11 +97,11 @@ class CodedIvf(Ivf):
 
     def width_of(self, k: int) -> int:
         """How many rows are scored again for k of them."""
-        return self._rescored * (k + _MORE)
+        return min(len(self.space.vectors.matrix), self._rescored * (k + _MORE))
 
     def candidates_of(self, k: int, selectivity: float) -> int:
         """How many rows are to be found for a filter of this selectivity to choose the k from."""
-        return ceil(self._rescored * answers_of(k, selectivity))
+        return min(len(self.space.vectors.matrix), ceil(self._rescored * answers_of(k, selectivity)))
 
     def rescored(self) -> int:
         """How many rows a wanted one takes to be scored again, judged by the nearest of some rows."""
@@ -117,11 +117,15 @@ class CodedIvf(Ivf):
                 return times
         return _RESCORED[-1]
 
-    def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None) -> tuple[Floats, Rows]:
-        """As every backend. A bitmap also tells which lists have rows that pass, and only those are scanned then."""
+    def search(
+        self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None, deep: int = 0
+    ) -> tuple[Floats, Rows]:
+        """As every backend. A bitmap also tells which lists have rows that pass, and only those are scanned then;
+        ``deep`` says that so many rows may be as near as the k."""
         best, at = nothing(len(queries), k)
         width = self.width_of(k) * (_FARTHER if isinstance(within, Bitmap) else 1)
-        for some in blocks(len(queries), width):
+        width = min(len(self.space.vectors.matrix), max(width, self.width_of(deep)))
+        for some in blocks(len(queries), max(width, len(self.space.lists.centroids))):
             asked = queries[some]
             if isinstance(within, Bitmap):
                 rows = self._of_useful_lists(asked, width, effort, within)
@@ -188,8 +192,7 @@ class CodedIvf(Ivf):
 
 def answers_of(k: int, selectivity: float) -> float:
     """How many answers without a filter are as many as k with one, which is put to what was found if it is broad."""
-    answers = (k + _MORE) / max(selectivity, 1e-9)
-    return k + _MORE if selectivity < BROAD or answers > _WIDEST else answers
+    return k + _MORE if selectivity < BROAD else (k + _MORE) / selectivity
 
 
 def first(inner: Floats, k: int) -> Rows:
@@ -206,7 +209,7 @@ def first(inner: Floats, k: int) -> Rows:
 
 def blocks(count: int, width: int) -> Iterator[slice]:
     """Slices of ``count`` queries that find ``width`` rows each, not too many at a time."""
-    size = max(1, _VALUES // width)
+    size = max(1, VALUES // max(1, width))
     return (slice(start, start + size) for start in range(0, count, size))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.coded import BROAD, CodedIvf
+from nearfield_index.backends.coded import BROAD, VALUES, CodedIvf, blocks
 from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.clusters import choose, look_elsewhere, passes, poor, through_clusters
@@ -30,7 +30,6 @@ from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
 _GRID = 4  # efforts are rounded up to multiples, so that more groups share a walk
 _WIDER = 1.5  # so are the numbers of rows to be found, to powers of this
-_FOUND_VALUES = 4_000_000
 
 
 class Search(NamedTuple):
@@ -246,8 +245,12 @@ class _Batch:
 
     def walk(self, together: Sequence[_Planned], way: _Way, calibration: Calibration) -> None:
         """Groups of one way share it; their filters then choose from what was found."""
-        block = max(1, _FOUND_VALUES // way.width)
-        waiting = list(together)
+        block = max(1, VALUES // way.width)
+        waiting = [
+            each._replace(group=each.group._replace(members=each.group.members[some]))
+            for each in together
+            for some in blocks(len(each.group.members), way.width)
+        ]
         while waiting:
             check_deadline(self._search.deadline)
             taken = [waiting.pop()]
@@ -335,14 +338,14 @@ def _plan(
 
 def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
     """The way on which a group may go with others; None where its filter must be known beforehand."""
-    _, passing, plan = planned
+    plan = planned.plan
     effort = -(-plan.effort // _GRID) * _GRID
     if here.backend is not None and here.backend.is_graph and plan.kind == here.backend.kind:
         return _Way(False, effort, effort)
-    selectivity = 1.0 if passing is None else passing.count / passing.n
-    if isinstance(here.clusters, CodedIvf) and selectivity >= BROAD and not plan.together:
-        width = here.clusters.candidates_of(k, selectivity)
-        return _Way(True, effort, ceil(_WIDER ** ceil(log(width) / log(_WIDER))))
+    lists = here.clusters
+    if isinstance(lists, CodedIvf) and plan.kind == lists.kind and plan.selectivity >= BROAD and not plan.together:
+        width = lists.candidates_of(k, plan.selectivity)
+        return _Way(True, effort, min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER)))))
     return None
 
 

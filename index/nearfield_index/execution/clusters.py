@@ -18,7 +18,7 @@ from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.backends.coded import BROAD, CodedIvf, blocks, first
 from nearfield_index.backends.exact import pad
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.cost import DEPTHS, Calibration
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
@@ -77,7 +77,7 @@ def through_clusters(
     """
     assert here.clusters is not None
     lists = here.clusters
-    selectivity = 1.0 if passing is None else passing.count / passing.n
+    selectivity = 1.0 if passing is None else passing.counted().likely / passing.n
     if isinstance(lists, CodedIvf) and passing is not None and selectivity >= BROAD and not together:
         width = lists.candidates_of(k, selectivity)
         parts = []
@@ -126,7 +126,8 @@ def choose(
         places = best = first(inner, k)
     inner, rows = pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
     place = places.mean(axis=1) if places.shape[1] else np.full(len(found), width)
-    depths = np.maximum(k * width / (counts + 0.5), calibration.depth_at(place))
+    there = np.count_nonzero(found >= 0, axis=1)
+    depths = np.maximum(k * there / (counts + 0.5), calibration.depth_at(place))
     seen = (counts >= k) & (place <= _LATE * width)
     depths[~seen] *= 2  # all that is told is that it is farther
     sure = np.where(seen, calibration.recall_at(effort, depths), 0.0)
@@ -149,12 +150,12 @@ def look_elsewhere(
 
     ``effort`` was too little.
     """
-    assert here.clusters is not None
+    assert isinstance(here.clusters, CodedIvf)
     asked = queries[lacking]
     within = None if passing is None else passing.bitmap
     share = 1.0 if within is None else within.share
     together = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
-    depth = 0.0 if done.depths is None else float(done.depths[lacking].mean())
+    depth = 0.0 if done.depths is None else float(np.median(done.depths[lacking]))
     deeper = calibration.sweep_at(depth, target)
     if together is None and deeper is None:
         put(done.rows, done.scored, lacking, *exact_rows(here, asked, k, within))
@@ -164,8 +165,8 @@ def look_elsewhere(
     ways = [way for way in (together, deeper) if way is not None]
     effort = max(effort, *(way.effort for way in ways))
     # Far down, rows are so close to each other in rank that the codes confuse more of them.
-    found, rows = here.clusters.search(asked, max(k, ceil(depth * share)), effort=effort, within=within)
-    found, rows = found[:, :k], rows[:, :k]
+    deep = ceil(min(depth, DEPTHS[-1]) * share)
+    found, rows = here.clusters.search(asked, k, effort=effort, within=within, deep=deep)
     done.rows[lacking], done.scored[lacking] = rows, here.found_scores(asked, rows, found)
     done.recall[lacking] = min(way.recall for way in ways)
     done.again += len(lacking)

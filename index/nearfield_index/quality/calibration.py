@@ -181,7 +181,7 @@ def _sweeps(
     narrow, wide = lists.width_of(DEPTHS[0]), min(len(field), lists.width_of(depths[-1]))
     found: list[Reach] = []
     more: list[float] = []
-    means: list[float] = []
+    means: list[list[float]] = []
     for effort in lists.efforts:
         worst = np.ones(len(depths))
         slowest = 0.0
@@ -189,7 +189,7 @@ def _sweeps(
             rows = lists.candidates(probe.queries, wide, effort)
             places = _places(rows, truth, len(field))
             there = np.minimum(places, wide)  # at the earliest, where it is not there
-            means = [float(there[:, :depth].mean()) for depth in depths]
+            means.append([float(there[:, :depth].mean()) for depth in depths])
             held = [(places[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
             worst = np.minimum(worst, [max(0.0, h.mean() - 2 * h.std() / np.sqrt(len(h))) for h in held])
             asked = probe.queries[:_TIMED_WALKS]
@@ -201,7 +201,11 @@ def _sweeps(
         found.append(Reach(effort, slowest, tuple(worst.tolist())))
         if worst.min() >= _GOOD_ENOUGH or slowest > limit_us or effort >= len(lists.lists.centroids):
             break
-    return tuple(found), tuple(np.maximum.accumulate(means).tolist()), max(0.0, float(np.median(more)))
+    return (
+        tuple(found),
+        tuple(np.maximum.accumulate(np.mean(means[-len(probes) :], axis=0)).tolist()),
+        max(0.0, float(np.median(more))),
+    )
 
 
 def _places(found: Rows, wanted: Rows, n: int) -> Rows:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from embedded import finished, trusted
 from nearfield_index.engine import Engine
+from nearfield_index.segments import writer
 from oracle import OracleCollection
 
 Json = dict[str, Any]
@@ -224,10 +225,12 @@ def _built(world: World, made: Json) -> None:
         world.trust(made["trust"])
 
 
+@pytest.mark.parametrize("least", [writer.LEAST_ROWS, 1], ids=["plain lists", "coded lists"])
 @settings(FIXED, max_examples=40)
 @given(made=worlds(), data=st.data())
-def test_batches_and_single_queries_equal_the_model(made: Json, data: st.DataObject) -> None:
-    with _world(made["fields"], made["kind"], made["seed"]) as world:
+def test_batches_and_single_queries_equal_the_model(least: int, made: Json, data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patched, _world(made["fields"], made["kind"], made["seed"]) as world:
+        patched.setattr(writer, "LEAST_ROWS", least)
         _built(world, made)
         for field in world.fields:
             for _ in range(3):
