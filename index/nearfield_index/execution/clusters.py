@@ -26,8 +26,8 @@ from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
-# Queries differ in depth; what counts is their mean, so one may fall short by this much.
-_SHORT = 0.01
+# Queries differ in depth; what counts is their mean, so one may fall short by this much: after a walk, and by codes.
+_SHORT_WALK, _SHORT = 0.015, 0.01
 _LATE = 0.4
 
 
@@ -55,7 +55,8 @@ def passes(rows: Rows, passing: Compiled | None) -> Mask:
 
 def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
     """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
-    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - _SHORT))
+    short = _SHORT_WALK if walked.depths is None else _SHORT
+    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - short))
 
 
 def through_clusters(
