@@ -196,13 +196,14 @@ def answers_of(k: int, selectivity: float) -> float:
 
 
 def first(inner: Floats, k: int) -> Rows:
-    """The places of the k largest of each row, largest first."""
-    if len(inner) == 1:  # the common case, at half the price
-        places: Rows = (-inner[0]).argsort(kind="stable")[:k]
-        return places[None, :]
-    if inner.shape[1] <= k:
-        return np.argsort(-inner, axis=1, kind="stable")
-    kept = np.argpartition(-inner, k - 1, axis=1)[:, :k]
+    """The places of the k largest of each row, largest first; of equal ones those that come first, as for one row."""
+    width = inner.shape[1]
+    if len(inner) == 1 or width <= k:
+        return np.argsort(-inner, axis=1, kind="stable")[:, :k]
+    kth = np.partition(inner, width - k, axis=1)[:, width - k, None]
+    above, level = inner > kth, inner == kth
+    room = k - above.sum(axis=1, keepdims=True)
+    kept = np.nonzero(above | (level & (np.cumsum(level, axis=1) <= room)))[1].reshape(len(inner), k)
     order = np.argsort(-np.take_along_axis(inner, kept, 1), axis=1, kind="stable")
     return np.take_along_axis(kept, order, 1)
 
