@@ -66,6 +66,10 @@ class Lists:
             return counts
         return np.bincount(self.of, weights=counts, minlength=len(self.centroids)).astype(np.int64)
 
+    def passing(self, within: Bitmap) -> Rows:
+        """How many rows of a set lie in each cluster."""
+        return self.sums(np.diff(within.before(self.offsets)))
+
     def by_cluster(self) -> Rows:
         """Every row, cluster after cluster."""
         sizes = np.diff(self.offsets)

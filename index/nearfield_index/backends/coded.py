@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import BuildParams, Floats, Mask, Rows, RowTest, Space, Step
-from nearfield_index.backends.exact import nothing, pad
+from nearfield_index.backends.exact import nothing, pad, products
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
@@ -27,10 +27,11 @@ LEAST_ROWS = 1_000
 _COLUMNS = 2  # that share a code
 _BITS = 4
 _BLOCK = 32  # rows that are scanned at once
-_BY_QUERY = 11  # of FAISS's ways to scan: query by query, the found ones held in a reservoir
-# A selector keeps the choice of lists off the matrix product, which is slower for one query, and for many would round
-# by a query's place among them: the same query then got other lists.
-_ALL = faiss.SearchParameters(sel=faiss.IDSelectorAll())
+BY_QUERY = 11
+"""Of FAISS's ways to scan codes: query by query, the found ones held in a reservoir."""
+EVERY_LIST = faiss.SearchParameters(sel=faiss.IDSelectorAll())
+"""A selector keeps the choice of lists off the matrix product, which is slower for one query, and for many rounds by a
+query's place among them: the same query then gets other lists."""
 _TRAINED = 20_000
 _ADDED = 65_536
 _SEED = 20_261_125
@@ -57,7 +58,8 @@ class CodedIvf(Ivf):
     def __init__(self, codes: Any, space: Space, nbytes: int, rescored: int) -> None:
         super().__init__(space)
         self._rescored = rescored
-        codes.implem = _BY_QUERY
+        self._count = len(space.vectors.matrix)
+        codes.implem = BY_QUERY
         self._codes = codes
         self._nbytes = nbytes
 
@@ -76,7 +78,8 @@ class CodedIvf(Ivf):
         coded.by_residual = False
         coded.pq.cp.min_points_per_centroid = 1
         sample = np.random.default_rng(_SEED).permutation(len(matrix))[:_TRAINED]
-        coded.train(np.resize(sampled := _even(matrix[np.sort(sample)]), (max(len(sampled), 2**_BITS), dim)))
+        trained = _even(matrix[np.sort(sample)])
+        coded.train(np.resize(trained, (max(len(trained), 2**_BITS), dim)))  # FAISS wants a row for each code
         sizes = np.diff(lists.offsets)
         cluster = np.repeat(np.arange(len(sizes)) if lists.of is None else lists.of, sizes).astype(np.int64)
         for start in range(0, len(matrix), _ADDED):
@@ -97,23 +100,23 @@ class CodedIvf(Ivf):
 
     def width_of(self, k: int) -> int:
         """How many rows are scored again for k of them."""
-        return min(len(self.space.vectors.matrix), self._rescored * (k + _MORE))
+        return min(self._count, self._rescored * (k + _MORE))
 
     def candidates_of(self, k: int, selectivity: float) -> int:
         """How many rows are to be found for a filter of this selectivity to choose the k from."""
-        return min(len(self.space.vectors.matrix), ceil(self._rescored * answers_of(k, selectivity)))
+        return min(self._count, ceil(self._rescored * answers_of(k, selectivity)))
 
     def rescored(self) -> int:
         """How many rows a wanted one takes to be scored again, judged by the nearest of some rows."""
-        asked = np.sort(np.random.default_rng(_SEED).permutation(len(self.space.vectors.matrix))[:_JUDGED])
+        asked = np.sort(np.random.default_rng(_SEED).permutation(self._count)[:_JUDGED])
         queries = np.ascontiguousarray(self.space.vectors.matrix[asked])
         if self.space.metric is Metric.L2:
             queries[:, -1] = 1.0
-        wanted = self.space.vectors.flat.search(queries, min(_WANTED, len(self.space.vectors.matrix)))[1]
+        wanted = self.space.vectors.flat.search(queries, min(_WANTED, self._count))[1]
         rows = self.candidates(queries, _RESCORED[-1] * (_WANTED + _MORE), len(self.space.lists.centroids))
         for times in _RESCORED:
-            first = rows[:, : times * (_WANTED + _MORE)]
-            if np.mean([np.isin(*pair).mean() for pair in zip(wanted, first, strict=True)]) >= _ENOUGH:
+            scored = rows[:, : times * (_WANTED + _MORE)]
+            if np.mean([np.isin(*pair).mean() for pair in zip(wanted, scored, strict=True)]) >= _ENOUGH:
                 return times
         return _RESCORED[-1]
 
@@ -124,7 +127,7 @@ class CodedIvf(Ivf):
         ``deep`` says that so many rows may be as near as the k."""
         best, at = nothing(len(queries), k)
         width = self.width_of(k) * (_FARTHER if isinstance(within, Bitmap) else 1)
-        width = min(len(self.space.vectors.matrix), max(width, self.width_of(deep)))
+        width = min(self._count, max(width, self.width_of(deep)))
         for some in blocks(len(queries), max(width, len(self.space.lists.centroids))):
             asked = queries[some]
             if isinstance(within, Bitmap):
@@ -137,7 +140,7 @@ class CodedIvf(Ivf):
     def candidates(self, queries: Floats, width: int, effort: int, within: Bitmap | None = None) -> Rows:
         """The ``width`` rows of the nearest lists that the codes rank first ``(n, width)``, padded with -1."""
         sel = None if within is None else faiss.IDSelectorBitmap(within.bits())
-        params = faiss.SearchParametersIVF(nprobe=effort, sel=sel, quantizer_params=_ALL)
+        params = faiss.SearchParametersIVF(nprobe=effort, sel=sel, quantizer_params=EVERY_LIST)
         rows: Rows = self._codes.search(self._asked(queries), width, params=params)[1]
         return rows
 
@@ -149,18 +152,13 @@ class CodedIvf(Ivf):
 
     def products(self, queries: Floats, rows: Rows) -> Floats:
         """Inner products of rows ``(n, width)``, -inf for -1."""
-        inner = np.empty(rows.shape, dtype=np.float32)
-        if not rows.size:
-            return inner
-        pointers = (faiss.swig_ptr(array) for array in (inner, rows))
-        self.space.vectors.flat.compute_distance_subset(len(queries), faiss.swig_ptr(queries), rows.shape[1], *pointers)
-        return inner
+        return products(self.space.vectors.flat, queries, rows)
 
     def _of_useful_lists(self, queries: Floats, width: int, effort: int, within: Bitmap) -> Rows:
         """Candidates of lists that have rows which pass: of as many lists as it takes until as many passed as do in
         ``effort`` lists of the average."""
         lists = self.space.lists
-        counts = lists.sums(np.diff(within.before(lists.offsets)))
+        counts = lists.passing(within)
         rows = np.full((len(queries), width), -1, dtype=np.int64)
         if not within.count:
             return rows

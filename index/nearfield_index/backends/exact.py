@@ -164,6 +164,15 @@ def search_runs(matrix: Floats, queries: Floats, k: int, rows: Rows, runs: tuple
     return pad(found, np.where(at >= 0, rows[np.maximum(at, 0)], -1), k)
 
 
+def products(flat: Any, queries: Floats, rows: Rows) -> Floats:
+    """Inner products of queries with rows ``(n, width)`` of a FAISS flat index, -inf for -1."""
+    inner = np.empty(rows.shape, dtype=np.float32)
+    if rows.size:
+        asked, found, numbers = (faiss.swig_ptr(array) for array in (queries, inner, rows))
+        flat.compute_distance_subset(len(queries), asked, rows.shape[1], found, numbers)
+    return inner
+
+
 def pad(found: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
     """Answers widened to ``k`` columns, with -inf where there is no row."""
     found = np.where(rows >= 0, found, np.float32(-np.inf))

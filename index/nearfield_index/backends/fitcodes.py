@@ -16,8 +16,8 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.coded import first
-from nearfield_index.backends.exact import nothing, pad
+from nearfield_index.backends.coded import BY_QUERY, EVERY_LIST, first
+from nearfield_index.backends.exact import nothing, pad, products
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.storage.vectors import MappedVectors
 
@@ -25,11 +25,8 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
-_BY_QUERY = 11  # of FAISS's ways to scan: list by list of one query, the best for lists shorter than so many rows
-_SHORT = 1_024
-# A selector keeps one query off the matrix product, which is slower for a few of them.
-_ALL = faiss.SearchParameters(sel=faiss.IDSelectorAll())
-_FEW = 4
+_SHORT = 1_024  # rows of a list, below which scanning query by query is best
+_FEW = 4  # queries for which a matrix product is slower than choosing their lists one by one
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class FitCodes:
         plain.ntotal = len(self.codes)
         scan = faiss.IndexIVFPQFastScan(plain)
         if len(self.codes) < _SHORT * lists:
-            scan.implem = _BY_QUERY
+            scan.implem = BY_QUERY
         return scan, nearest
 
 
@@ -114,7 +111,7 @@ class FitCodeScan:
         self._scanner = codes.scanner() if scanner is None else scanner
         self._looks = [
             [faiss.SearchParametersIVF(nprobe=probes, quantizer_params=near) for probes in codes.probes.tolist()]
-            for near in (None, _ALL)
+            for near in (None, EVERY_LIST)
         ]
 
     def at_strength(self, strength: float) -> FitCodeScan | None:
@@ -136,10 +133,7 @@ class FitCodeScan:
             params = faiss.SearchParametersIVF(nprobe=params.nprobe, sel=faiss.IDSelectorBitmap(within.bits()))
         asked = np.ascontiguousarray(queries)
         _, rows = self._scanner[0].search(self._codes.asked(asked, self._strength), fetch, params=params)
-        inner = np.empty(rows.shape, dtype=np.float32)
-        self._vectors.flat.compute_distance_subset(
-            len(asked), faiss.swig_ptr(asked), fetch, faiss.swig_ptr(inner), faiss.swig_ptr(rows)
-        )
+        inner = products(self._vectors.flat, asked, rows)
         inner -= np.float32(self._strength) * self._bias[rows]  # where there is no row, the product is -inf
         best = first(inner, k)
         if len(best) == 1 and fetch >= k:  # the common case

@@ -56,7 +56,7 @@ class Ivf:
         nearest = nearness.argmax(axis=1)
         useful = len(lists.centroids)
         if isinstance(within, Bitmap):
-            useless = lists.sums(np.diff(within.rows().searchsorted(lists.offsets))) == 0
+            useless = lists.passing(within) == 0
             nearness[:, useless] = -np.inf
             useful -= int(np.count_nonzero(useless))
         best, at = nothing(len(queries), k)

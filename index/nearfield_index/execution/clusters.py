@@ -95,7 +95,7 @@ def through_clusters(
     found, rows = lists.search(queries, k, effort=effort, within=within)
     counts = np.full(len(rows), k)
     done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
-    done.exact = _complete(here, passing, queries, np.arange(len(rows)), done, k)
+    _complete(here, passing, queries, np.arange(len(rows)), done, k)
     return done
 
 
@@ -159,9 +159,7 @@ def look_elsewhere(
     depth = 0.0 if done.depths is None else float(np.median(done.depths[lacking]))
     deeper = calibration.sweep_at(depth, target)
     if together is None and deeper is None:
-        put(done.rows, done.scored, lacking, *exact_rows(here, asked, k, within))
-        done.recall[lacking] = 1.0
-        done.exact += len(lacking)
+        exactly(here, passing, queries, lacking, done, k)
         return
     ways = [way for way in (together, deeper) if way is not None]
     effort = max(effort, *(way.effort for way in ways))
@@ -171,7 +169,7 @@ def look_elsewhere(
     done.rows[lacking], done.scored[lacking] = rows, here.found_scores(asked, rows, found)
     done.recall[lacking] = min(way.recall for way in ways)
     done.again += len(lacking)
-    done.exact += _complete(here, passing, queries, lacking, done, k)
+    _complete(here, passing, queries, lacking, done, k)
 
 
 def joined(parts: Sequence[Walked]) -> Walked:
@@ -185,12 +183,17 @@ def joined(parts: Sequence[Walked]) -> Walked:
     )
 
 
-def _complete(here: FieldPart, passing: Compiled | None, queries: Floats, asked: Rows, done: Walked, k: int) -> int:
-    """Answer exactly which of the queries ``asked`` have fewer rows than there are; how many."""
+def exactly(here: FieldPart, passing: Compiled | None, queries: Floats, which: Rows, done: Walked, k: int) -> None:
+    """Answer ``which`` of some queries by an exact scan."""
+    within = None if passing is None else passing.bitmap
+    put(done.rows, done.scored, which, *exact_rows(here, queries[which], k, within))
+    done.recall[which] = 1.0
+    done.exact += len(which)
+
+
+def _complete(here: FieldPart, passing: Compiled | None, queries: Floats, asked: Rows, done: Walked, k: int) -> None:
+    """Answer exactly which of the queries ``asked`` have fewer rows than there are."""
     enough = min(k, len(here) if passing is None else passing.count)
     few = asked[done.rows[asked, enough - 1] < 0]  # rows come best first and padded with -1 last
     if len(few):
-        within = None if passing is None else passing.bitmap
-        put(done.rows, done.scored, few, *exact_rows(here, queries[few], k, within))
-        done.recall[few] = 1.0
-    return len(few)
+        exactly(here, passing, queries, few, done, k)

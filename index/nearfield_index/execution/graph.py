@@ -14,11 +14,9 @@ import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.execution.clusters import Walked, look_elsewhere, passes, poor, through_clusters
+from nearfield_index.execution.clusters import Walked, exactly, look_elsewhere, passes, poor, through_clusters
 from nearfield_index.execution.cost import Calibration
-from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.plan import shapes_of, togetherness
-from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
@@ -91,27 +89,28 @@ def walk_again(
     ``width`` says how many rows the walk with ``effort`` gave.
     """
     setting, clusters = None, None
-    asked = queries
     if passing is not None:
         share = float((done.counts[lacking].mean() + 0.5) / (width + 1))
         depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
         setting = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
-    queries = queries[lacking]
+    asked = queries[lacking]
     count = len(here) if passing is None else passing.count
-    scan = calibration.exact_us(count, contiguous=passing is None, queries=len(queries))
+    scan = calibration.exact_us(count, contiguous=passing is None, queries=len(asked))
     if passing is not None and here.clusters is not None:
         clusters = calibration.setting(selectivity=count / passing.n, k=k, target=target, shapes=("random", "run"))
-    bitmap_us = calibration.prices.bitmap_us / len(queries)
+    bitmap_us = calibration.prices.bitmap_us / len(asked)
     if clusters is not None and clusters.us + bitmap_us < min(scan, np.inf if setting is None else setting.us):
         if isinstance(here.clusters, CodedIvf):
             done.depths = k * (width + 1) / (done.counts + 0.5)
-            look_elsewhere(here, calibration, passing, asked, lacking, done, k=k, target=target, effort=clusters.effort)
+            look_elsewhere(
+                here, calibration, passing, queries, lacking, done, k=k, target=target, effort=clusters.effort
+            )
             return
         better = through_clusters(
             here,
             calibration,
             passing,
-            queries,
+            asked,
             k=k,
             target=target,
             effort=clusters.effort,
@@ -121,12 +120,9 @@ def walk_again(
         _better(done, lacking, better)
         return
     if setting is None or setting.us >= scan:
-        within = None if passing is None else passing.bitmap
-        put(done.rows, done.scored, lacking, *exact_rows(here, queries, k, within))
-        done.recall[lacking] = 1.0
-        done.exact += len(lacking)
+        exactly(here, passing, queries, lacking, done, k)
         return
-    _better(done, lacking, walk(here, calibration, passing, queries, k=k, target=target, effort=setting.effort))
+    _better(done, lacking, walk(here, calibration, passing, asked, k=k, target=target, effort=setting.effort))
 
 
 def _better(done: Walked, which: Rows, better: Walked) -> None:
