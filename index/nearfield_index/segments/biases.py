@@ -6,20 +6,17 @@ again. Its name says which fit it belongs to and holds its checksum.
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nearfield_index.backends.biased import biased
 from nearfield_index.backends.space import Biaser, ItemBiases
-from nearfield_index.errors import Corrupt, NearfieldError
+from nearfield_index.segments.aside import Arrays, files, keep, kept
 from nearfield_index.segments.fitcodes import codes_of
 from nearfield_index.segments.normal import NormalField
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.segments.segment import Segment
-from nearfield_index.storage.arrays import open_arrays, write_arrays
-from nearfield_index.storage.atomic import certified_name, is_certified
-
-_log = logging.getLogger(__name__)
 
 _ARRAYS = ("bias", "active", "hub", "blocks")
 
@@ -58,30 +55,19 @@ def face(segment: Segment, name: str, fit: Biaser, items: ItemBiases) -> FieldPa
 
 def save(segment: Segment, name: str, version: str, items: ItemBiases) -> None:
     """Keep biases beside the segment. A disk that refuses costs a computation at the next start, no more."""
-    if list(_files(segment, name, version)):
+    if files(segment.directory, f"bias-{version}-{name}"):
         return
-    temporary = segment.directory / f"{version}-{name}.tmp"
-    try:
-        _, checksum = write_arrays(temporary, dict(zip(_ARRAYS, items.arrays(), strict=True)), {})
-        certified_name(temporary, checksum, f"bias-{version}-{name}")
-    except NearfieldError as error:
-        temporary.unlink(missing_ok=True)
-        _log.warning("the biases of segment %s were not kept: %s", segment.name, error)
+    keep(segment.directory, f"bias-{version}-{name}", dict(zip(_ARRAYS, items.arrays(), strict=True)), {})
 
 
 def load(segment: Segment, name: str, version: str) -> ItemBiases | None:
     """Biases as they were saved, or None where there is nothing whole."""
-    for path in _files(segment, name, version):
-        try:
-            if is_certified(path):
-                arrays, _ = open_arrays(path)
-                items = ItemBiases(*(arrays[key] for key in _ARRAYS))
-                if len(items.bias) == len(segment.fields[name]):
-                    return items
-        except (OSError, Corrupt, KeyError, ValueError) as error:
-            _log.warning("%s of segment %s cannot be read: %s", path.name, segment.name, error)
-        path.unlink(missing_ok=True)
-    return None
+
+    def made(arrays: Arrays, _: Mapping[str, Any]) -> ItemBiases | None:
+        items = ItemBiases(*(arrays[key] for key in _ARRAYS))
+        return items if len(items.bias) == len(segment.fields[name]) else None
+
+    return kept(segment.directory, f"bias-{version}-{name}", made)
 
 
 def sweep(directory: Path, versions: set[str]) -> None:
@@ -91,7 +77,3 @@ def sweep(directory: Path, versions: set[str]) -> None:
             path.unlink(missing_ok=True)
     for path in directory.glob("*.tmp"):
         path.unlink(missing_ok=True)
-
-
-def _files(segment: Segment, name: str, version: str) -> list[Path]:
-    return list(segment.directory.glob(f"*-bias-{version}-{name}"))

@@ -54,7 +54,7 @@ class DeviceMachine(RuleBasedStateMachine):
     def create(self, metric: str, form: str, memory: int, kind: str, seed: int) -> None:
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(planned, "_WORTH", 0.0)
-        self.library = self.stack.enter_context(in_place(memory=memory))
+        self.stand_in = self.stack.enter_context(in_place(memory=memory))
         options = EngineOptions(device=DeviceOptions("cuda:0", form=form, least_bytes=0), sample_rate=0.0)
         self.engine = Engine.open(self.place / "data", options=options)
         self.metric, self.random = metric, np.random.default_rng(seed)
@@ -90,11 +90,11 @@ class DeviceMachine(RuleBasedStateMachine):
 
     @rule(why=st.sampled_from(["CUDA error: out of memory", "unspecified launch failure"]))
     def lose(self, why: str) -> None:
-        self.library.fail = RuntimeError(why)
+        self.stand_in.fail = RuntimeError(why)
 
     @rule()
     def heal(self) -> None:
-        self.library.fail = None
+        self.stand_in.fail = None
         device = self.db._catalog.device
         assert device is not None
         assert healed(device)
@@ -136,7 +136,7 @@ class DeviceMachine(RuleBasedStateMachine):
     @invariant()
     def filters_were_never_ignored(self) -> None:
         if self.engine is not None:
-            assert self.library.filtered_without_cuvs == 0
+            assert self.stand_in.filtered_without_cuvs == 0
 
     @property
     def db(self) -> Engine:

@@ -185,7 +185,7 @@ def test_damaged_codes_are_made_again_and_old_ones_go(tmp_path: Path) -> None:
 
 def test_codes_that_cannot_be_made_or_kept_leave_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nearfield_index.errors import OutOfSpace
-    from nearfield_index.segments import fitcodes
+    from nearfield_index.segments import aside, fitcodes
 
     def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("too large to work with")
@@ -202,7 +202,7 @@ def test_codes_that_cannot_be_made_or_kept_leave_the_graph(tmp_path: Path, monke
             body = {"vector": QUERIES[0], "hubness": "on", "explain": True}
             assert engine.query("c", body)["meta"]["plans"][0]["plan"] == "hnsw"
     with monkeypatch.context() as patched:
-        patched.setattr(fitcodes, "write_arrays", full)
+        patched.setattr(aside, "write_arrays", full)
         with Engine.open(data, options=OPTIONS) as engine:
             trust(engine)
             assert engine.query("c", body)["meta"]["plans"][0]["plan"] == "codes"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedded import crash_image, finished
@@ -160,6 +160,7 @@ def test_thresholds_hold_with_poison_inside(share: float, items: int) -> None:
         assert (marks.scores(planted)[:, column] > 1).all()
 
 
+@settings(derandomize=True, database=None, deadline=None)
 @given(
     laws=st.tuples(*[st.sampled_from(["normal", "lognormal", "uniform", "alike", "halves"])] * 3),
     items=st.integers(1, 3_000),

@@ -31,6 +31,8 @@ class Cagra(OnDevice):
     kind: ClassVar[str] = "cagra"
     efforts: ClassVar[tuple[int, ...]] = (32, 64, 96, 128, 192, 256, 384, 512)
     is_graph: ClassVar[bool] = True
+    least: ClassVar[int] = LEAST_ROWS
+    most_k: ClassVar[int] = _MOST_K
 
     def __init__(self, space: Space, device: Device) -> None:
         # Read by the index as long as it lives.
@@ -67,14 +69,6 @@ class Cagra(OnDevice):
         return _needed(rows, columns + 1, _DEGREE)
 
     @property
-    def least(self) -> int:
-        return LEAST_ROWS
-
-    @property
-    def most_k(self) -> int:
-        return _MOST_K
-
-    @property
     def plain(self) -> Plain:
         """The rows as the graph has them."""
         assert self._plain is not None
@@ -84,7 +78,7 @@ class Cagra(OnDevice):
         if self._plain is None:
             return "too few rows: they are scanned"
         index, made_with = _trained(self.device, self._plain, _DEGREE)
-        return seam.Held(self.device.library, index, made_with)
+        return seam.Held(self.device.faiss, index, made_with)
 
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         asked = self.plain.asked(queries)
@@ -110,15 +104,15 @@ def served_by_cpu(device: Device, plain: Plain, m: int) -> Any:
 def _trained(device: Device, plain: Plain, degree: int) -> tuple[Any, Any]:
     """In the worker's thread."""
     made_with = seam.config(
-        device.library,
+        device.faiss,
         "GpuIndexCagraConfig",
         device.number,
         graph_degree=degree,
         intermediate_graph_degree=2 * degree,
-        build_algo=device.library.graph_build_algo_NN_DESCENT,
+        build_algo=device.faiss.graph_build_algo_NN_DESCENT,
         guarantee_connectivity=True,
     )
-    index = device.library.GpuIndexCagra(device.resources, plain.columns, _metric(plain), made_with)
+    index = device.faiss.GpuIndexCagra(device.resources, plain.columns, _metric(plain), made_with)
     index.train(plain.matrix)  # which reads them later, too
     return index, made_with
 

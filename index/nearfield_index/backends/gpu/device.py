@@ -29,7 +29,7 @@ class Device:
 
     def __init__(self, library: Any, options: DeviceOptions) -> None:
         """Raises :class:`DeviceFailed` or what the driver raises where it does not work."""
-        self.library = library
+        self.faiss = library
         self.number = options.number
         self.name = f"cuda:{self.number}"
         self.torch_name = seam.torch_name(library, self.number)
@@ -97,15 +97,15 @@ class Device:
         }
 
     def _start(self) -> Any:
-        resources = self.library.StandardGpuResources()
+        resources = self.faiss.StandardGpuResources()
         resources.setTempMemory(self.scratch_bytes)
         return resources
 
     def _probe(self) -> None:
         """A search of known outcome: memory can be had, kernels run, answers are right."""
         rows = np.eye(_PROBE, dtype=np.float32)
-        made_with = seam.config(self.library, "GpuIndexFlatConfig", self.number)
-        index = self.library.GpuIndexFlat(self.resources, _PROBE, self.library.METRIC_INNER_PRODUCT, made_with)
+        made_with = seam.config(self.faiss, "GpuIndexFlatConfig", self.number)
+        index = self.faiss.GpuIndexFlat(self.resources, _PROBE, self.faiss.METRIC_INNER_PRODUCT, made_with)
         index.add(rows)
         _, found = index.search(rows, 1)
         if not np.array_equal(found[:, 0], np.arange(_PROBE)):

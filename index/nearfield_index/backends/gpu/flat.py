@@ -52,7 +52,7 @@ class GpuFlat(OnDevice):
 
     def _put(self) -> seam.Held:
         matrix = self.space.vectors.matrix
-        library = self.device.library
+        library = self.device.faiss
         made_with = seam.config(library, "GpuIndexFlatConfig", self.device.number, useFloat16=self.half)
         args = (self.device.resources, matrix.shape[1], library.METRIC_INNER_PRODUCT, made_with)
         index = library.GpuIndexFlat(*args)

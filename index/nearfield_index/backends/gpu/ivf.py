@@ -26,6 +26,8 @@ class GpuIvf(OnDevice):
 
     kind: ClassVar[str] = "gpu-ivf"
     efforts: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+    least: ClassVar[int] = LEAST_ROWS
+    most_k: ClassVar[int] = _MOST_K
     multiple: ClassVar[int] = 1
     """Columns are filled up to a multiple of it."""
 
@@ -40,14 +42,6 @@ class GpuIvf(OnDevice):
         return rows * (4 * (columns + 1) + 8)
 
     @property
-    def least(self) -> int:
-        return LEAST_ROWS
-
-    @property
-    def most_k(self) -> int:
-        return _MOST_K
-
-    @property
     def plain(self) -> Plain:
         """The rows as they were put into lists."""
         assert self._plain is not None
@@ -56,7 +50,7 @@ class GpuIvf(OnDevice):
     def _put(self) -> seam.Held | str:
         if self._plain is None:
             return "too few rows: they are scanned"
-        plain, library = self._plain, self.device.library
+        plain, library = self._plain, self.device.faiss
         metric = library.METRIC_INNER_PRODUCT if plain.metric is Metric.COSINE else library.METRIC_L2
         index, made_with = self._empty(library, plain.columns, metric)
         sample = np.random.default_rng(_SEED).permutation(len(plain.matrix))[: _PER_LIST * self.lists]

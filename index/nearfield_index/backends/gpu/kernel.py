@@ -75,7 +75,7 @@ def _run(device: Device, queries: Floats, rows: Floats, k: int, *, l2: bool) -> 
     asked, held = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(rows, np.float32)
     try:
         return device.worker.run(
-            lambda: seam.brute_force(device.library, device.resources, device.number, asked, held, k, l2=l2)
+            lambda: seam.brute_force(device.faiss, device.resources, device.number, asked, held, k, l2=l2)
         )
     except DeviceFailed:
         raise

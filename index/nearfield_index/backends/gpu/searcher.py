@@ -34,6 +34,10 @@ class OnDevice(ABC):
     kind: ClassVar[str]
     efforts: ClassVar[tuple[int, ...]] = ()
     is_graph: ClassVar[bool] = False
+    least: ClassVar[int] = 0
+    """Matrices of fewer rows are scanned on the CPU."""
+    most_k: ClassVar[int] = 1 << 14
+    """For more than so many neighbours it scans on the CPU."""
 
     def __init__(self, space: Space, device: Device) -> None:
         """Put the rows on the device. Raises :class:`DeviceFailed` where it fails, or has no memory left to give."""
@@ -94,16 +98,6 @@ class OnDevice(ABC):
     @property
     def nbytes(self) -> int:
         return self._nbytes
-
-    @property
-    def least(self) -> int:
-        """Matrices of fewer rows are scanned on the CPU."""
-        return 0
-
-    @property
-    def most_k(self) -> int:
-        """For more than so many neighbours it scans on the CPU."""
-        return 1 << 14
 
     def most_queries(self, k: int, within: Bitmap | None) -> int:
         return MOST_QUERIES
