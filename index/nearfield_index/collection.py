@@ -21,7 +21,7 @@ from nearfield_index.execution.batch import Report, Search
 from nearfield_index.execution.query import Query, Selection
 from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
-from nearfield_index.filters.expr import Expr, fields, ids_of
+from nearfield_index.filters.expr import Expr
 from nearfield_index.filters.facets import merge_facets
 from nearfield_index.hubness.fit import load_fit
 from nearfield_index.hubness.job import Workplace
@@ -207,7 +207,7 @@ class Collection:
         A point is known to the row store a moment before it is in the view: the two are taken at one sequence, or
         a filter by id would miss a point that is being written.
         """
-        wanted = set(ids).union(*(ids_of(expr) for expr in exprs if expr is not None))
+        wanted = set(ids).union(*[expr.point_ids() for expr in exprs if expr is not None])
         if not wanted:
             return self.live.view, _no_keys
         for _ in range(_RETRIES):
@@ -272,9 +272,9 @@ class Collection:
 
     def warnings(self, view: View, exprs: Sequence[Expr | None]) -> list[str]:
         """Attributes a filter names and no point has."""
-        named = {name for expr in exprs if expr is not None for name in fields(expr)}
-        unknown = sorted(named - view.types.keys()) if named else []
-        return [f"no point has an attribute {name!r}" for name in unknown]
+        types = view.types
+        unknown = {name for expr in exprs if expr is not None for name in expr.names() if name not in types}
+        return [f"no point has an attribute {name!r}" for name in sorted(unknown)]
 
     # ------------------------------------------------------------------ queries
 

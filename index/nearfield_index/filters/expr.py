@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -82,9 +82,20 @@ class Values:
         )
 
 
+_NONE: frozenset[Any] = frozenset()
+
+
 @dataclass(frozen=True)
 class Expr:
     """A predicate over points."""
+
+    def names(self) -> frozenset[str]:
+        """Names of every attribute the tree looks at."""
+        return _NONE
+
+    def point_ids(self) -> frozenset[int | str]:
+        """Every id the tree asks for."""
+        return _NONE
 
     @cached_property
     def key(self) -> str:
@@ -110,26 +121,33 @@ class Nothing(Expr):
 
 
 @dataclass(frozen=True)
-class Match(Expr):
+class OfAttribute(Expr):
+    """Points by what they hold in the attribute ``field``."""
+
+    field: str
+
+    def names(self) -> frozenset[str]:
+        return frozenset((self.field,))
+
+
+@dataclass(frozen=True)
+class Match(OfAttribute):
     """Points with at least one of ``values`` in the attribute."""
 
-    field: str
     values: Values
 
 
 @dataclass(frozen=True)
-class All(Expr):
+class All(OfAttribute):
     """Points with every one of ``values`` (two or more) in the attribute."""
 
-    field: str
     values: Values
 
 
 @dataclass(frozen=True)
-class Range(Expr):
+class Range(OfAttribute):
     """Points with one value of the attribute between both bounds; None leaves that side open."""
 
-    field: str
     kind: Literal["number", "datetime"]
     lower: Number | None
     lower_inclusive: bool
@@ -138,18 +156,15 @@ class Range(Expr):
 
 
 @dataclass(frozen=True)
-class Prefix(Expr):
+class Prefix(OfAttribute):
     """Points with a string in the attribute that begins with ``value``."""
 
-    field: str
     value: str
 
 
 @dataclass(frozen=True)
-class Exists(Expr):
+class Exists(OfAttribute):
     """Points that have the attribute: not missing, not null, not an empty list."""
-
-    field: str
 
 
 @dataclass(frozen=True)
@@ -158,19 +173,31 @@ class Ids(Expr):
 
     ids: tuple[int | str, ...]
 
-
-@dataclass(frozen=True)
-class And(Expr):
-    """Points that pass every child (two or more, sorted by key)."""
-
-    children: tuple[Expr, ...]
+    def point_ids(self) -> frozenset[int | str]:
+        return frozenset(self.ids)
 
 
 @dataclass(frozen=True)
-class Or(Expr):
-    """Points that pass any child (two or more, sorted by key)."""
+class Joined(Expr):
+    """Of two or more children, sorted by key."""
 
     children: tuple[Expr, ...]
+
+    def names(self) -> frozenset[str]:
+        return _NONE.union(*[child.names() for child in self.children])
+
+    def point_ids(self) -> frozenset[int | str]:
+        return _NONE.union(*[child.point_ids() for child in self.children])
+
+
+@dataclass(frozen=True)
+class And(Joined):
+    """Points that pass every child."""
+
+
+@dataclass(frozen=True)
+class Or(Joined):
+    """Points that pass any child."""
 
 
 @dataclass(frozen=True)
@@ -179,36 +206,16 @@ class Not(Expr):
 
     child: Expr
 
+    def names(self) -> frozenset[str]:
+        return self.child.names()
+
+    def point_ids(self) -> frozenset[int | str]:
+        return self.child.point_ids()
+
 
 def key(expr: Expr) -> str:
     """The canonical string of the tree, for caches: equal exactly where the trees are."""
     return expr.key
-
-
-def fields(expr: Expr) -> set[str]:
-    """Names of every attribute the tree looks at."""
-    match expr:
-        case Match(name) | All(name) | Range(name) | Prefix(name) | Exists(name):
-            return {name}
-        case And(children) | Or(children):
-            return set[str]().union(*(fields(child) for child in children))
-        case Not(child):
-            return fields(child)
-        case _:
-            return set()
-
-
-def ids_of(expr: Expr) -> set[int | str]:
-    """Every id the tree asks for."""
-    match expr:
-        case Ids(ids):
-            return set(ids)
-        case And(children) | Or(children):
-            return set[int | str]().union(*(ids_of(child) for child in children))
-        case Not(child):
-            return ids_of(child)
-        case _:
-            return set()
 
 
 def match_any(name: str, values: Values) -> Expr:

@@ -20,7 +20,7 @@ import xxhash
 
 from nearfield_index.errors import Corrupt, InvalidRequest, TooLarge
 from nearfield_index.execution.query import parse_filters
-from nearfield_index.filters.expr import Everything, Expr, Nothing, ids_of
+from nearfield_index.filters.expr import Everything, Expr, Nothing
 from nearfield_index.filters.parse import parse_filter
 from nearfield_index.filters.unparse import template, to_wire
 from nearfield_index.limits import Limits
@@ -202,7 +202,7 @@ def _parsed(body: Any, declared: Mapping[str, str], limits: Limits) -> Expr | No
 
 def is_loggable(expr: Expr) -> bool:
     """Whether a filter tells anything about rows in general, and is not too long to keep."""
-    if isinstance(expr, Everything | Nothing) or ids_of(expr):
+    if isinstance(expr, Everything | Nothing) or expr.point_ids():
         return False
     return len(orjson.dumps(to_wire(expr))) <= _FILTER_BYTES
 
