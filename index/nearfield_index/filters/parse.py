@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from nearfield_index.errors import InvalidRequest
@@ -10,6 +10,7 @@ from nearfield_index.filters import operands
 from nearfield_index.filters.expr import (
     Exists,
     Expr,
+    Number,
     Prefix,
     all_of,
     any_of,
@@ -118,14 +119,14 @@ class _Parser:
             hint="use in for many values of one attribute",
         )
 
-    def _condition(self, path: Path) -> None:
-        self.conditions_seen += 1
+    def _count(self, conditions: int, path: Path) -> None:
+        self.conditions_seen += conditions
         if self.conditions_seen > self.conditions:
             raise self._too_large(path)
 
     def _id(self, operand: object, path: Path) -> Expr:
         if not isinstance(operand, Mapping):
-            self._condition(path)
+            self._count(1, path)
             return has_ids([operands.point_id(operand, path)])
         parts = []
         for operator, value in self._operators(operand, ID_OPERATORS, path):
@@ -140,10 +141,10 @@ class _Parser:
 
     def _attribute(self, name: str, operand: object, path: Path) -> Expr:
         if operand is None:
-            self._condition(path)
+            self._count(1, path)
             return negate(Exists(name))
         if type(operand) is not dict and not isinstance(operand, Mapping):
-            self._condition(path)
+            self._count(1, path)
             return match_any(name, operands.conform(operands.scalar(operand, path), self.declared.get(name), path))
         bounds: dict[str, object] = {}
         parts: list[Expr] = []
@@ -157,25 +158,27 @@ class _Parser:
         return all_of(parts)
 
     def _operators(
-        self, operand: Mapping[Any, object], allowed: Collection[str], path: Path
-    ) -> Iterator[tuple[str, object]]:
-        """The operators of one object, each checked to be one and counted."""
+        self, operand: Mapping[Any, object], allowed: tuple[str, ...], path: Path
+    ) -> Iterable[tuple[str, object]]:
+        """The operators of one object, checked to be such and counted."""
         if not operand:
             hint = f"one of {', '.join(allowed)}"
             raise refuse("the object has no operator", path, code="filter_operator", hint=hint)
-        for operator, value in operand.items():
+        for operator in operand:
             if operator not in allowed:
                 hint = f"one of {', '.join(allowed)}"
                 if allowed is OPERATORS:
                     hint += '; nested attributes are named with dots, as in "size.width"'
                 raise refuse("there is no such operator", (path, operator), code="filter_operator", hint=hint)
-            self._condition(path)
-            yield operator, value
+        self._count(len(operand), path)
+        return operand.items()
 
     def _range(self, name: str, given: Mapping[str, object], path: Path) -> Expr:
         """All bounds of one object make one range; of two lower or two upper bounds the tighter one holds."""
         declared = self.declared.get(name)
-        ends = {operator: operands.bound(value, declared, (path, operator)) for operator, value in given.items()}
+        ends: dict[str, Number] = {}
+        for operator, value in given.items():
+            ends[operator] = operands.bound(value, declared, (path, operator))
         lower, above, upper, below = ends.get("gte"), ends.get("gt"), ends.get("lte"), ends.get("lt")
         open_below = above is not None and (lower is None or above >= lower)
         open_above = below is not None and (upper is None or below <= upper)
