@@ -141,7 +141,9 @@ class Part(Protocol):
     @property
     def fields(self) -> dict[str, FieldPart]: ...
 
-    def ids(self, rows: Rows) -> list[PointId]: ...
+    def ids(self, rows: Rows) -> list[PointId]:
+        """By row; anything for a row of -1, of a part that has rows."""
+        ...
 
     def rows_of(self, pks: Keys) -> Rows:
         """Rows of the keys that lie here, in any order."""
