@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +22,28 @@ from scoring import endpoint, nearness  # noqa: E402
 def engine_dir(tmp_path: Path) -> Path:
     """An empty data directory for an embedded engine."""
     return tmp_path / "data"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"a FULL DISK is NOT tested here, mounting a small one is not allowed: {made.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)  # segments may still be mapped
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int | None], None]]:
+    """``limit_files(n)``: no file of this process grows past n bytes, writes fail with EFBIG; None ends that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (soft if most is None else most, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, old)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ from nearfield_index.hubness.service import Hubness
 from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.points import PointId, check_attributes
-from nearfield_index.quality import calibration
+from nearfield_index.quality.probes import ENOUGH_QUERIES
 from nearfield_index.quality.recall import RecallMonitor
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.quality.workload import WorkloadLog
@@ -387,10 +387,10 @@ class Collection:
         if self.workload.note(query.field, query.filters, vectors):
             self.builder.layouts.watch(self.name)
         if query.ids is None and len(vectors):
-            before = len(vectors) + calibration.ENOUGH_QUERIES
+            before = len(vectors) + ENOUGH_QUERIES
             self.hubness.note(query.field, vectors)
             held = self.reservoir.add(query.field, vectors)
-            if calibration.ENOUGH_QUERIES <= held < before and self._calibrated_on_rows(query.field):
+            if ENOUGH_QUERIES <= held < before and self._calibrated_on_rows(query.field):
                 self.builder.schedule_calibration()
 
     def note_reranked(self, query: Query, vectors: Any, rerank: Rerank) -> None:

@@ -20,6 +20,7 @@ from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
+from nearfield_index.storage.indexes import write_index
 
 LEAST_ROWS = 1_000
 """Fewer rows are not worth codes."""
@@ -96,7 +97,7 @@ class CodedIvf(Ivf):
             numbers = np.arange(start, start + len(block), dtype=np.int64)
             coded.add_core(len(block), *(faiss.swig_ptr(array) for array in (block, numbers, of)))
             step((start + len(block)) / len(matrix))
-        faiss.write_index(faiss.IndexIVFPQFastScan(coded, _BLOCK), str(path))
+        write_index(faiss.IndexIVFPQFastScan(coded, _BLOCK), path)
 
     @classmethod
     def open(cls, path: Path, space: Space, params: BuildParams) -> Self:

@@ -17,6 +17,7 @@ from nearfield_index.backends.exact import nothing, pad
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
+from nearfield_index.storage.indexes import write_index
 
 _CHUNK = 2_000
 _SEED = 20_261_125
@@ -54,7 +55,7 @@ class Hnsw:
             done += len(chunk)
             step(done / n)
         graph.permute_entries(np.argsort(order).astype(np.int64))
-        faiss.write_index(graph, str(path), faiss.IO_FLAG_SKIP_STORAGE)
+        write_index(graph, path, links_only=True)
 
     @classmethod
     def open(cls, path: Path, space: Space, params: BuildParams) -> Self:

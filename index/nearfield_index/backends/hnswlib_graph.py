@@ -14,6 +14,7 @@ from nearfield_index.backends.exact import Exact, nothing
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
+from nearfield_index.storage.indexes import check_whole
 
 _CHUNK = 2_000
 _SEED = 20_261_125
@@ -45,6 +46,7 @@ class HnswlibGraph:
             graph.add_items(np.ascontiguousarray(matrix[chunk]), chunk, num_threads=threads)
             step(min(1.0, (start + _CHUNK) / n))
         graph.save_index(str(path))
+        check_whole(path, graph.index_file_size())
 
     @classmethod
     def open(cls, path: Path, space: Space, params: BuildParams) -> Self:

@@ -26,7 +26,7 @@ from nearfield_index.hubness.monitor import HubMonitor
 from nearfield_index.hubness.request import FitRequest, distinct
 from nearfield_index.hubness.thresholds import MEASURES, UNSET, thresholds
 from nearfield_index.jobs import Job
-from nearfield_index.quality.calibration import ENOUGH_QUERIES
+from nearfield_index.quality.probes import ENOUGH_QUERIES
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.ranking.bias import BLOCKS, HUB_K, Recipe
 from nearfield_index.ranking.fitting import fit_model, rotated_model

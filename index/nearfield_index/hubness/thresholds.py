@@ -27,6 +27,10 @@ _ENOUGH = (0.75, 2.0, 2.0)
 _TAIL = (0.90, 0.98)
 _SLACK = 2.0
 """How much longer than a bell curve's a clean tail may be, beyond 98 %."""
+_MANY = 500
+"""Of fewer items those above 90 % are too few to tell how long the tail is: it is taken for longer, up to twice."""
+_QUARTER = 1_000
+"""Items of which a quarter of one is to be above. Of fewer, none is."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,16 @@ def thresholds(measures: Floats) -> Thresholds:
 def _limit(values: Doubles, enough: float) -> float:
     low, high = (float(each) for each in np.quantile(values, _TAIL))
     first, second, wanted = (NormalDist().inv_cdf(share) for share in (*_TAIL, 1 - _SHARE))
-    further = (high - low) / (second - first) * (wanted - second)
+    further = (high - low) / (second - first) * (wanted - second) * (1 + max(0.0, 1 - len(values) / _MANY))
     if further <= 0:  # nearly all of them are alike
-        return float(np.quantile(values, 1 - _SHARE))
-    own = float(np.quantile(values[values <= high + _SLACK * further], 1 - _SHARE))
+        return _own(values)
+    own = _own(values[values <= high + _SLACK * further])
     # The fewer items there are above, the more counts how far the others let expect them.
     told = min(1.0, len(values) * _SHARE / enough)
-    return told * own + (1 - told) * max(own, high + further)
+    far = max(own, high + further)
+    return far - told * (far - own)  # which is exactly own where both are: the farthest item is not above itself
+
+
+def _own(values: Doubles) -> float:
+    """The items' own quantile; where there are few that lies just below the farthest of them: then that one's value."""
+    return float(np.quantile(values, 1 - _SHARE) if len(values) >= _QUARTER else values.max())

@@ -17,7 +17,7 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration, Curve, Prices, Setting
 from nearfield_index.execution.device import DeviceField, DevicePrices, Line
 from nearfield_index.execution.exact import exact_rows
-from nearfield_index.quality.calibration import ENOUGH_QUERIES, Trial, trials
+from nearfield_index.quality.probes import ENOUGH_QUERIES, Trial, trials
 
 _REPEATS = 3
 _BATCH = 64

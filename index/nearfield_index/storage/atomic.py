@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -60,7 +61,12 @@ def write_file(path: Path, parts: Iterable[Buffer]) -> tuple[int, str]:
 def replace_file(path: Path, content: bytes) -> None:
     """Replace ``path`` atomically and durably: after a crash it holds the old bytes or the new ones."""
     temporary = path.with_name(path.name + ".tmp")
-    write_file(temporary, [content])
+    try:
+        write_file(temporary, [content])
+    except (StorageFailed, OutOfSpace):
+        with suppress(OSError):  # a full disk needs the room
+            temporary.unlink()
+        raise
     try:
         temporary.replace(path)
         sync_directory(path.parent)

@@ -67,7 +67,7 @@ def served(request: pytest.FixtureRequest, data: Data, tmp_path_factory: pytest.
         Engine.open(tmp_path_factory.mktemp("recall") / "data") as engine,
         pytest.MonkeyPatch.context() as patched,
     ):
-        patched.setattr(calibration, "_prices", lambda *_: dear)
+        patched.setattr(calibration, "exact_prices", lambda *_: dear)
         engine.create_collection("c", {"dim": DIM, "metric": metric, "index": {"kind": kind, "m": 16}})
         attributes = {"cluster": data.clusters.tolist(), "n": data.numbers.tolist()}
         engine.write_points("c", {"ids": list(range(POINTS)), "vectors": data.rows, "attributes": attributes})

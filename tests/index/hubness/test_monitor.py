@@ -160,6 +160,28 @@ def test_thresholds_hold_with_poison_inside(share: float, items: int) -> None:
         assert (marks.scores(planted)[:, column] > 1).all()
 
 
+@pytest.mark.parametrize("items", [30, 38, 60, 120, 400])
+def test_the_farthest_of_a_few_clean_items_is_clean(items: int) -> None:
+    """One of four thousand is to be above: of a few, hardly ever the farthest. New ones are rarely above, and what is
+    far beyond all of them is."""
+    random = np.random.default_rng(6)
+
+    def clean(count: int) -> Measures:
+        laws = (random.lognormal(0.0, 1.0, count), random.normal(0.2, 0.02, count), random.logistic(-5.0, 0.2, count))
+        return np.stack(laws, axis=1).astype(np.float32)
+
+    far = np.diag([1e5, 0.8, 4.0]).astype(np.float32)
+    own, new = [], []
+    for _ in range(200):
+        measures = clean(items)
+        marks = thresholds(measures)
+        own.append((marks.scores(measures) > 1).any())
+        new.append((marks.scores(clean(1_000)) > 1).mean(axis=0).max())
+        assert (np.diag(marks.scores(far)) > 1).all()
+    assert np.mean(own) <= 0.1
+    assert np.mean(new) <= (0.015 if items < 50 else 0.006)
+
+
 @settings(derandomize=True, database=None, deadline=None)
 @given(
     laws=st.tuples(*[st.sampled_from(["normal", "lognormal", "uniform", "alike", "halves"])] * 3),

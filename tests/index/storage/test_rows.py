@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import signal
-import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -310,18 +307,8 @@ def test_a_torn_witness_proves_nothing(directory: Path, content: bytes) -> None:
 # ---------------------------------------------------------------------- a disk that says no
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of this process grows past 600 kB: writes fail with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, old)
-
-
-def test_a_write_the_disk_refuses_did_not_happen(directory: Path, small_files: None) -> None:
+def test_a_write_the_disk_refuses_did_not_happen(directory: Path, limit_files: Callable[[int | None], None]) -> None:
+    limit_files(600_000)
     store = RowStore.create(directory, name="c", schema=SCHEMA)
     acknowledged: list[int] = []
 
@@ -339,7 +326,7 @@ def test_a_write_the_disk_refuses_did_not_happen(directory: Path, small_files: N
     if store.failed is not None:
         with pytest.raises(ReadOnly):
             upsert(store, batch(["later"]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)
+    limit_files(None)
     store.close()
     again = RowStore(directory)
     assert again.count() == len(acknowledged)
@@ -458,18 +445,6 @@ def test_one_failure_fails_its_group_and_nothing_later(store: RowStore) -> None:
         group.submit(Bad(batch(["bad"])))
     assert group.submit(Put(batch(["good"]))) == 1
     assert store.count() == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"a FULL DISK is NOT tested here, mounting a small one is not allowed: {made.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)  # segments may still be mapped
 
 
 def test_a_full_disk_refuses_writes_and_serves_on(small_disk: Path) -> None:

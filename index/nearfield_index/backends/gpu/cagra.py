@@ -19,6 +19,7 @@ from nearfield_index.backends.gpu.searcher import LEAST_ROWS, OnDevice, Plain
 from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
+from nearfield_index.storage.indexes import write_index
 
 _DEGREE = 32
 _STEP = 32
@@ -62,7 +63,7 @@ class Cagra(OnDevice):
         finally:
             device.give_back(needed)
         step(1.0)
-        faiss.write_index(graph, str(path), faiss.IO_FLAG_SKIP_STORAGE)
+        write_index(graph, path, links_only=True)
 
     @classmethod
     def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:

@@ -1,0 +1,85 @@
+"""Coded lists measured without a filter: how deep each effort finds, and what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.execution.cost import DEPTHS, Reach
+from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_thread_us
+from nearfield_index.quality.probes import GOOD_ENOUGH, Probe, without_own
+from nearfield_index.segments.part import FieldPart
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Recall by depth of every effort; where the nearest come in the ranking by codes; what the candidates of one more
+    answer cost, and what a query by itself costs more than among others, in us."""
+
+    reaches: tuple[Reach, ...]
+    places: tuple[float, ...]
+    answer_us: float
+    lone_us: float
+
+
+def sweep(field: FieldPart, lists: CodedIvf, probes: list[Probe], *, limit_us: float) -> Swept:
+    """Measure coded lists at every effort until one is good enough or costs as much as an exact scan."""
+    deepest = min(DEPTHS[-1], max(DEPTHS[0], len(field) // 8))
+    depths = [depth for depth in DEPTHS if depth <= deepest]
+    truths = [without_own(field.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
+    narrow, wide = lists.width_of(DEPTHS[0]), min(len(field), lists.width_of(depths[-1]))
+    found: list[Reach] = []
+    more: list[float] = []
+    means: list[list[float]] = []
+    for effort in lists.efforts:
+        worst = np.ones(len(depths))
+        slowest = 0.0
+        for probe, truth in zip(probes, truths, strict=True):
+            rows = lists.candidates(probe.queries, wide, effort)
+            places = _places(rows, truth, len(field))
+            there = np.minimum(places, wide)  # at the earliest, where it is not there
+            means.append([float(there[:, :depth].mean()) for depth in depths])
+            held = [(places[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
+            worst = np.minimum(worst, [max(0.0, h.mean() - 2 * h.std() / np.sqrt(len(h))) for h in held])
+            asked = probe.queries[:TIMED_WALKS]
+            us, wide_us = (
+                one_thread_us(partial(_choose, lists, effort=effort, width=width), asked) for width in (narrow, wide)
+            )
+            slowest = max(slowest, us)
+            more.append((wide_us - us) * (lists.width_of(1) - lists.width_of(0)) / max(1, wide - narrow))
+        found.append(Reach(effort, slowest, tuple(worst.tolist())))
+        if worst.min() >= GOOD_ENOUGH or slowest > limit_us or effort >= len(lists.lists.centroids):
+            break
+    return Swept(
+        tuple(found),
+        tuple(np.maximum.accumulate(np.mean(means[-len(probes) :], axis=0)).tolist()),
+        max(0.0, float(np.median(more))),
+        lone_us(lambda some, effort: _choose(lists, some, effort), probes[0].queries[:TIMED_WALKS], found),
+    )
+
+
+def _places(found: Rows, wanted: Rows, n: int) -> Rows:
+    """The place in each ranking (-1: no row) of the rows that were wanted, same shape; n where it is not there."""
+    place = np.full(n + 1, n)
+    out = np.empty(wanted.shape, dtype=np.int64)
+    for number, (got, asked) in enumerate(zip(found, wanted, strict=True)):
+        place[got] = np.arange(len(got))
+        place[-1] = n
+        out[number] = place[asked]
+        place[got] = n
+    return out
+
+
+def _choose(lists: CodedIvf, queries: Floats, effort: int, width: int | None = None) -> None:
+    """Find ``width`` candidates, of which as many are scored as usual."""
+    usual = lists.width_of(DEPTHS[0])
+    rows = lists.candidates(queries, width or usual, effort)
+    rows[:, usual:] = -1
+    lists.ranked(queries, rows, DEPTHS[0])
