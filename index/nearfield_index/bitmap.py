@@ -37,8 +37,8 @@ class Bitmap:
         self._words = words
         self._count = -1 if rows is None else len(rows)
         for array in (rows, words):
-            if array is not None and array.flags.writeable:
-                array.flags.writeable = False
+            if array is not None:
+                array.setflags(write=False)
 
     @classmethod
     def none(cls, n: int) -> Bitmap:
@@ -53,16 +53,28 @@ class Bitmap:
         return cls(n, words=words)
 
     @classmethod
-    def from_rows(cls, n: int, rows: npt.NDArray[np.integer], *, ordered: bool = True) -> Bitmap:
-        """The set of these rows, each in ``0..n-1``; ``ordered`` says that they are sorted and distinct."""
-        if ordered and len(rows) == n:
+    def from_rows(cls, n: int, rows: npt.NDArray[np.integer]) -> Bitmap:
+        """The set of these rows, each in ``0..n-1``, sorted and distinct."""
+        if len(rows) == n:
             return cls.all(n)
-        if len(rows) * (SPARSE_SHARE if ordered else _SORT_SHARE) > n:
-            mask = np.zeros(n, np.bool_)
-            mask[rows] = True
-            return cls.from_mask(mask)
-        kept = rows.astype(np.int64)  # a copy: the caller's array stays the caller's
-        return cls(n, rows=kept if ordered else _distinct(kept))
+        if len(rows) * SPARSE_SHARE > n:
+            return cls._marked(n, rows)
+        return cls(n, rows=rows.astype(np.int64))  # a copy: the caller's array stays the caller's
+
+    @classmethod
+    def from_unordered(cls, n: int, rows: npt.NDArray[np.integer], *, distinct: bool) -> Bitmap:
+        """The set of these rows, each in ``0..n-1``, in any order; ``distinct`` says that none comes twice."""
+        if len(rows) * _SORT_SHARE > n:
+            return cls._marked(n, rows)
+        kept = rows.astype(np.int64)
+        kept.sort()
+        return cls(n, rows=kept if distinct else _distinct(kept))
+
+    @classmethod
+    def _marked(cls, n: int, rows: npt.NDArray[np.integer]) -> Bitmap:
+        mask = np.zeros(n, np.bool_)
+        mask[rows] = True
+        return cls.from_mask(mask)
 
     @classmethod
     def from_mask(cls, mask: npt.NDArray[np.bool_]) -> Bitmap:
@@ -119,9 +131,7 @@ class Bitmap:
         """The set packed to uint64, ``ceil(n / 64)`` of them, read-only."""
         if self._words is None:
             assert self._rows is not None
-            mask = np.zeros(self.n, np.bool_)
-            mask[self._rows] = True
-            self._words = Bitmap.from_mask(mask)._words
+            self._words = Bitmap._marked(self.n, self._rows)._words
             assert self._words is not None
         return self._words
 
@@ -179,7 +189,7 @@ class Bitmap:
             return other if self.count == 0 else self
         if self._small and other._small:
             both = np.concatenate((self.rows(), other.rows()))
-            return Bitmap.from_rows(self.n, both, ordered=False)
+            return Bitmap.from_unordered(self.n, both, distinct=False)
         return Bitmap(self.n, words=self.words() | other.words())
 
     def __sub__(self, other: Bitmap) -> Bitmap:
@@ -217,8 +227,7 @@ class Bitmap:
 
 
 def _distinct(rows: Rows) -> Rows:
-    """The rows sorted, each once; sorts in place. (np.unique hashes integers, which is slower here.)"""
-    rows.sort()
+    """Sorted rows, each once. (np.unique hashes integers, which is slower here.)"""
     fresh = np.ones(len(rows), np.bool_)
     np.not_equal(rows[1:], rows[:-1], out=fresh[1:])
     return rows[fresh]

@@ -21,7 +21,7 @@ from nearfield_index.execution.batch import Report, Search
 from nearfield_index.execution.query import Query, Selection
 from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
-from nearfield_index.filters.expr import Expr, fields, ids_of
+from nearfield_index.filters.expr import Expr
 from nearfield_index.filters.facets import merge_facets
 from nearfield_index.hubness.fit import load_fit
 from nearfield_index.hubness.job import Workplace
@@ -59,6 +59,7 @@ from nearfield_index.writes import DeletePoints, PointWrite
 _log = logging.getLogger(__name__)
 
 _RETRIES = 3
+_AT_ONCE = nullcontext()
 _CHECKED_ROWS = 2_000
 WORKLOAD = "workload"
 
@@ -207,7 +208,7 @@ class Collection:
         A point is known to the row store a moment before it is in the view: the two are taken at one sequence, or
         a filter by id would miss a point that is being written.
         """
-        wanted = set(ids).union(*(ids_of(expr) for expr in exprs if expr is not None))
+        wanted = {point_id for expr in exprs if expr is not None for point_id in expr.point_ids()}.union(ids)
         if not wanted:
             return self.live.view, _no_keys
         for _ in range(_RETRIES):
@@ -241,7 +242,7 @@ class Collection:
         points: list[StoredPoint] = []
         vectors: dict[str, dict[int, Any]] = {}
         for waiting in (False, True):
-            with self.commits.turn if waiting else nullcontext():
+            with self.commits.turn if waiting else _AT_ONCE:
                 if expr is None:
                     keys = self.store.keys(after=after, limit=limit)
                 else:
@@ -272,9 +273,9 @@ class Collection:
 
     def warnings(self, view: View, exprs: Sequence[Expr | None]) -> list[str]:
         """Attributes a filter names and no point has."""
-        named = {name for expr in exprs if expr is not None for name in fields(expr)}
-        unknown = sorted(named - view.types.keys()) if named else []
-        return [f"no point has an attribute {name!r}" for name in unknown]
+        types = view.types
+        unknown = {name for expr in exprs if expr is not None for name in expr.names() if name not in types}
+        return [f"no point has an attribute {name!r}" for name in sorted(unknown)]
 
     # ------------------------------------------------------------------ queries
 
@@ -283,16 +284,15 @@ class Collection:
         deadline = None if query.timeout_s is None else time.monotonic() + query.timeout_s
         self.wait_for(query)
         vectors = self.query_vectors(query)
-        extra = 0 if query.ids is None else 1
         wanted = query.recall if query.recall >= 1.0 else min(0.9999, query.recall + self.monitor.margin)
-        count = query.k + query.offset + extra
+        count = query.k + query.offset + (query.ids is not None)
         search = Search(query.field, vectors, query.filters, count, wanted, deadline, explain=query.explain)
         metric = self.schema.vectors[query.field].metric
         stored: dict[int, StoredPoint] = {}
         loaded: dict[str, dict[int, Any]] = {}
         for attempt in range(_RETRIES):
             # Where writers are quicker than the search every time, they wait once.
-            with self.commits.turn if attempt == _RETRIES - 1 else nullcontext():
+            with self.commits.turn if attempt == _RETRIES - 1 else _AT_ONCE:
                 view, find_keys = self.view_for(query.filters, query.ids or ())
                 fitted = fit_for(view, query) if view.fits or query.hubness == "on" else None
                 if fitted is None:
@@ -449,12 +449,12 @@ def _cut(found: Candidates, query: Query, find_keys: FindKeys) -> Candidates:
 
 
 def _ids(view: View, found: Candidates) -> list[PointId]:
-    """Ids of all hits by flat position (an unused 0 where there is no hit)."""
-    flat_rows, flat_pks = found.rows.ravel(), found.pks.ravel()
+    """Ids of all hits by flat position (anything where there is no hit)."""
+    flat_rows = found.rows.ravel()
     filled = [part.part for part in view.parts if part.part.count]
-    if len(filled) == 1 and flat_pks.size and flat_pks.min() >= 0:
+    if len(filled) == 1:
         return filled[0].ids(flat_rows)
-    flat_parts = found.parts.ravel()
+    flat_parts, flat_pks = found.parts.ravel(), found.pks.ravel()
     ids: list[PointId] = [0] * len(flat_pks)
     for number, part in enumerate(view.parts):
         if not part.part.count:

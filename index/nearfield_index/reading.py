@@ -60,25 +60,23 @@ def points_to_wire(collection: Collection, points: Sequence[StoredPoint], select
 
 def answer_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
     """Hits of each query, best first."""
-    scores, pks = answer.found.scores.tolist(), answer.found.pks.tolist()
-    selection = query.selection
     if answer.normalised is not None:
         return _normalised_to_wire(answer, query)
+    selection = query.selection
+    plain = not selection.anything
     results: list[list[Json]] = []
-    width = answer.found.pks.shape[1]
-    for row, keys in enumerate(pks):
-        if not selection.anything:
-            ids = answer.ids[row * width : (row + 1) * width]
-            whole = zip(ids, scores[row], keys, strict=True)
-            results.append([{"id": i, "score": score} for i, score, pk in whole if pk >= 0])
+    ids = iter(answer.ids)
+    for scores, pks in zip(answer.found.scores.tolist(), answer.found.pks.tolist(), strict=True):
+        whole = zip(pks, scores, ids, strict=False)  # the ids go on from query to query
+        if plain:
+            results.append([{"id": i, "score": score} for pk, score, i in whole if pk >= 0])
             continue
         hits: list[Json] = []
-        for column, pk in enumerate(keys):
-            if pk < 0:
-                continue
-            hit: Json = {"id": answer.ids[row * width + column], "score": scores[row][column]}
-            _add_selected(hit, answer.stored[pk], selection, answer.vectors)
-            hits.append(hit)
+        for pk, score, point_id in whole:
+            if pk >= 0:
+                hit: Json = {"id": point_id, "score": score}
+                _add_selected(hit, answer.stored[pk], selection, answer.vectors)
+                hits.append(hit)
         results.append(hits)
     return results
 

@@ -138,14 +138,14 @@ def check_flag(value: object, *, at: str) -> bool:
 
 def check_object(body: object, *, at: str, known: frozenset[str]) -> Mapping[str, Any]:
     """A JSON object with known keys only."""
-    if not isinstance(body, Mapping):
+    if type(body) is not dict and not isinstance(body, Mapping):
         raise InvalidRequest("must be an object", field=at, value=type(body).__name__)
-    for key in body:
-        if key not in known:
-            where = f"{at}.{key}" if isinstance(key, str) and _NAME.fullmatch(key) else at
-            raise InvalidRequest(
-                "unknown key", code="unknown_key", field=where, hint=f"known keys: {', '.join(sorted(known))}"
-            )
+    if not known.issuperset(body):
+        key = next(key for key in body if key not in known)
+        where = f"{at}.{key}" if isinstance(key, str) and _NAME.fullmatch(key) else at
+        raise InvalidRequest(
+            "unknown key", code="unknown_key", field=where, hint=f"known keys: {', '.join(sorted(known))}"
+        )
     return body
 
 

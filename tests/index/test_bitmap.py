@@ -20,12 +20,14 @@ def bitmaps(draw: st.DrawFn, n: int) -> tuple[Bitmap, set[int]]:
     ordered = np.array(sorted(rows), np.int64)
     mask = np.zeros(n, np.bool_)
     mask[ordered] = True
-    form = draw(st.sampled_from(["rows", "shuffled", "mask", "bits", "sparse"]))
+    form = draw(st.sampled_from(["rows", "shuffled", "reversed", "mask", "bits", "sparse"]))
     if form == "rows":
         return Bitmap.from_rows(n, ordered), rows
     if form == "shuffled":
         doubled = np.concatenate((ordered[::-1], ordered)).astype(np.int32)
-        return Bitmap.from_rows(n, doubled, ordered=False), rows
+        return Bitmap.from_unordered(n, doubled, distinct=False), rows
+    if form == "reversed":
+        return Bitmap.from_unordered(n, ordered[::-1], distinct=True), rows
     if form == "mask":
         return Bitmap.from_mask(mask), rows
     if form == "bits":

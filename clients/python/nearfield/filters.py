@@ -154,7 +154,7 @@ def compile_where(where: Expression | Mapping[str, Any] | None, field: str = "wh
         return None
     if isinstance(where, Expression):
         return where.to_wire()
-    if isinstance(where, Mapping):
+    if type(where) is dict or isinstance(where, Mapping):
         return {key: _wire_value(value) for key, value in where.items()}
     raise InvalidRequest(
         f"{field} must be a filter, not {type(where).__name__}",
@@ -164,11 +164,12 @@ def compile_where(where: Expression | Mapping[str, Any] | None, field: str = "wh
 
 
 def _wire_value(value: Any) -> Any:
-    if type(value) in (str, int, bool):
+    kind = type(value)
+    if kind is int or kind is str or kind is bool:
         return value
     if isinstance(value, Expression):
         return value.to_wire()
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         return {key: _wire_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_wire_value(item) for item in value]

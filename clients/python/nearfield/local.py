@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from nearfield import errors
@@ -32,11 +32,12 @@ class LocalTransport:
         self._close = weakref.finalize(self, self._engine.close)
 
     def run(self, operation: Operation[T]) -> T:
-        arguments = [each for each in (operation.target, operation.part, operation.body) if each is not None]
         if not self._close.alive:
             raise errors.closed()
+        arguments = (operation.target, operation.part, operation.body)
         try:
-            reply: dict[str, Any] = getattr(self._engine, operation.call)(*arguments)
+            call: Callable[..., dict[str, Any]] = getattr(self._engine, operation.call)
+            reply = call(*[each for each in arguments if each is not None])
         except Exception as failure:
             if isinstance(failure, _engine_error()):
                 raise errors.from_engine(failure) from failure

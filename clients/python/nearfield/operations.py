@@ -6,8 +6,7 @@ The blocking, awaiting and embedded forms all run these same objects.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -56,8 +55,7 @@ ROUTES: dict[str, tuple[str, str]] = {
 """The one table: name of the engine's call -> (HTTP method, path with places for the target and its part)."""
 
 
-@dataclass(frozen=True)
-class Operation(Generic[T]):
+class Operation(NamedTuple, Generic[T]):
     """One call: the engine's ``call`` on ``target`` (a collection or job), maybe a ``part`` of it, with ``body``.
 
     ``parse`` reads the reply. ``body`` may hold float32 arrays where vectors stand.
@@ -169,6 +167,9 @@ def facet(name: str, field: str, *, where: Where = None, limit: int | None = Non
     return Operation("facet", _facet_values, name, body)
 
 
+_OPTIONS = ("field", "recall", "min_score", "after", "timeout_ms", "hubness", "hubness_strength")
+
+
 def query(
     name: str,
     q: Any = None,
@@ -191,24 +192,26 @@ def query(
     hubness_strength: float | None = None,
     rerank: Mapping[str, Any] | None = None,
 ) -> Operation[Hits | ManyHits]:
-    sought, single = _sought(q, ids)
+    body, single = _sought(q, ids)
     if where is not None and wheres is not None:
         raise InvalidRequest("give where= for all queries or wheres= one per query, not both", field="wheres")
-    body = _body(
-        **sought,
-        k=k,
-        field=field,
-        filter=compile_where(where),
-        filters=None if wheres is None else [compile_where(each, "wheres") or {} for each in wheres],
-        recall=recall,
-        min_score=min_score,
-        after=after,
-        timeout_ms=timeout_ms,
-        hubness=hubness,
-        hubness_strength=hubness_strength,
-        rerank=None if rerank is None else plain(dict(rerank)),
-    )
-    body.update({key: value for key, value in (("offset", offset), ("exact", exact), ("explain", explain)) if value})
+    body["k"] = k
+    if where is not None:
+        body["filter"] = compile_where(where)
+    if wheres is not None:
+        body["filters"] = [compile_where(each, "wheres") or {} for each in wheres]
+    if rerank is not None:
+        body["rerank"] = plain(dict(rerank))
+    given = (field, recall, min_score, after, timeout_ms, hubness, hubness_strength)
+    for option, value in zip(_OPTIONS, given, strict=True):
+        if value is not None:
+            body[option] = value
+    if offset:
+        body["offset"] = offset
+    if exact:
+        body["exact"] = exact
+    if explain:
+        body["explain"] = explain
     body.update(_shown(select, with_))
     # the server's own deadline must speak first, so that it is its error which is reported
     patience = timeout_ms / 1000 + 5 if isinstance(timeout_ms, (int, float)) and timeout_ms > 55_000 else None

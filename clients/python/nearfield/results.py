@@ -93,12 +93,7 @@ class Hits(Sequence[Hit]):
 
     @cached_property
     def ids(self) -> np.ndarray:
-        ids = [row["id"] for row in self._rows]
-        if set(map(type, ids)) <= {int}:
-            return np.array(ids, dtype=np.int64)
-        held = np.empty(len(ids), dtype=object)
-        held[:] = ids
-        return held
+        return _id_array([row["id"] for row in self._rows])
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -163,14 +158,19 @@ class ManyHits(Sequence[Hits]):
 
     @cached_property
     def ids(self) -> np.ndarray:
-        return _id_matrix(self._lists, self._k)
+        ids = _id_array([row["id"] for rows in self._lists for row in rows])
+        return self._padded(ids, None if ids.dtype == object else -1)
 
     @cached_property
     def scores(self) -> np.ndarray:
-        scores = np.full((len(self._lists), self._k), np.nan)
-        for number, rows in enumerate(self._lists):
-            scores[number, : len(rows)] = [row["score"] for row in rows]
-        return scores
+        return self._padded(np.array([row["score"] for rows in self._lists for row in rows], np.float64), np.nan)
+
+    def _padded(self, values: np.ndarray, padding: object) -> np.ndarray:
+        """Values of all hits in a row, as one row of k for each query."""
+        matrix = np.full((len(self._lists), self._k), padding, values.dtype)
+        lengths = np.fromiter(map(len, self._lists), np.int64, len(self._lists))
+        matrix[np.arange(self._k) < lengths[:, np.newaxis]] = values
+        return matrix
 
     @property
     def plans(self) -> list[dict[str, Any]]:
@@ -245,12 +245,12 @@ def _decode_vectors(row: Reply) -> dict[str, np.ndarray]:
     return {name: wire_vectors.decode(value) for name, value in (row.get("vectors") or {}).items()}
 
 
-def _id_matrix(lists: Sequence[Sequence[Reply]], width: int) -> np.ndarray:
-    integers = all(isinstance(row["id"], int) for rows in lists for row in rows)
-    matrix = np.full((len(lists), width), -1, np.int64) if integers else np.full((len(lists), width), None, object)
-    for number, rows in enumerate(lists):
-        matrix[number, : len(rows)] = [row["id"] for row in rows]
-    return matrix
+def _id_array(ids: list[Id]) -> np.ndarray:
+    if set(map(type, ids)) <= {int}:
+        return np.array(ids, dtype=np.int64)
+    held = np.empty(len(ids), dtype=object)
+    held[:] = ids
+    return held
 
 
 def _table(first: list[str], records: list[dict[str, Any]]) -> str:

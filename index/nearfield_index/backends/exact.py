@@ -62,16 +62,20 @@ def scan(matrix: Floats, flat: Any, queries: Floats, k: int, within: Bitmap | No
     if within is None or within.count == len(matrix):
         return search_matrix(matrix, queries, k) if flat is None else search_flat(flat, queries, k)
     rows = within.rows()
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    if last - first == len(rows):  # one after the other: nothing to pick out
-        found, at = scan(matrix[first:last], None, queries, k, None)
-        return found, np.where(at >= 0, at + first, -1)
+    start, end = int(rows[0]), int(rows[-1]) + 1
+    if end - start == len(rows):  # one after the other: nothing to pick out
+        found, at = scan(matrix[start:end], None, queries, k, None)
+        return found, np.where(at >= 0, at + start, -1)
     if flat is None or len(queries) >= _GATHER_QUERIES:
         if len(rows) >= _RUN_ROWS and len(queries) <= _RUN_QUERIES:
             runs = long_runs(rows)
             if runs[1].sum() >= _RUN_SHARE * len(rows):
                 return search_runs(matrix, queries, k, rows, runs)
         return search_gathered(matrix, queries, k, rows)
+    if len(queries) == 1:
+        inner = products(flat, queries, rows[None])
+        best = first(inner, k)
+        return pad(inner[:, best[0]], rows[best], k)
     selector = faiss.IDSelectorArray(len(rows), faiss.swig_ptr(rows))
     return search_flat(flat, queries, min(k, len(rows)), selector=selector, width=k)
 
@@ -147,8 +151,8 @@ def search_runs(matrix: Floats, queries: Floats, k: int, rows: Rows, runs: tuple
     inner = np.empty((len(queries), len(rows)), dtype=np.float32)
     apart = np.ones(len(rows), dtype=np.bool_)
     for place, length in zip(*(each.tolist() for each in runs), strict=True):
-        first = int(rows[place])
-        np.matmul(queries, matrix[first : first + length].T, out=inner[:, place : place + length])
+        begin = int(rows[place])
+        np.matmul(queries, matrix[begin : begin + length].T, out=inner[:, place : place + length])
         apart[place : place + length] = False
     places = np.flatnonzero(apart)
     if len(places):
@@ -173,8 +177,26 @@ def products(flat: Any, queries: Floats, rows: Rows) -> Floats:
     return inner
 
 
+def first(inner: Floats, k: int) -> Rows:
+    """The places of the k largest of each row, largest first; of equal ones those that come first, as for one row."""
+    width = inner.shape[1]
+    if width <= k:
+        return np.argsort(-inner, axis=1, kind="stable")[:, :k]
+    kth = np.partition(inner, width - k, axis=1)[:, width - k, None]
+    if len(inner) == 1:  # the common case, at a third of the price
+        enough = (inner[0] >= kth[0]).nonzero()[0]
+        return enough[(-inner[0, enough]).argsort(kind="stable")[:k]][None]
+    above, level = inner > kth, inner == kth
+    room = k - above.sum(axis=1, keepdims=True)
+    kept = np.nonzero(above | (level & (np.cumsum(level, axis=1) <= room)))[1].reshape(len(inner), k)
+    order = np.argsort(-np.take_along_axis(inner, kept, 1), axis=1, kind="stable")
+    return np.take_along_axis(kept, order, 1)
+
+
 def pad(found: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
-    """Answers widened to ``k`` columns, with -inf where there is no row."""
+    """Answers, best first, widened to ``k`` columns, with -inf where there is no row."""
+    if len(rows) == 1 and rows.shape[1] >= k > 0 and rows[0, -1] >= 0:  # one query, the common case: nothing to do
+        return found, rows
     found = np.where(rows >= 0, found, np.float32(-np.inf))
     missing = k - found.shape[1]
     if missing <= 0:

@@ -16,8 +16,8 @@ import faiss
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.coded import BY_QUERY, EVERY_LIST, first
-from nearfield_index.backends.exact import nothing, pad, products
+from nearfield_index.backends.coded import BY_QUERY, EVERY_LIST
+from nearfield_index.backends.exact import first, nothing, pad, products
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.storage.vectors import MappedVectors
 

@@ -301,7 +301,7 @@ class _Batch:
                     effort=effort,
                     width=way.width,
                 )
-            recall = float(walked.recall[a:b].mean())
+            recall = float(walked.recall[a] if b - a == 1 else walked.recall[a:b].mean())
             self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
         self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
 
@@ -406,8 +406,8 @@ def _alone(
         )
     else:
         walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
-    told = ran._replace(recall=float(walked.recall.mean()), again=walked.again, exact=walked.exact)
-    return walked.rows, walked.scored, told
+    recall = float(walked.recall[0] if len(walked.recall) == 1 else walked.recall.mean())
+    return walked.rows, walked.scored, ran._replace(recall=recall, again=walked.again, exact=walked.exact)
 
 
 def check_deadline(deadline: float | None) -> None:

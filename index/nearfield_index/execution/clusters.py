@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Mask, Rows
-from nearfield_index.backends.coded import BROAD, CodedIvf, blocks, first
-from nearfield_index.backends.exact import pad
+from nearfield_index.backends.coded import BROAD, CodedIvf, blocks
+from nearfield_index.backends.exact import first, pad
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import DEPTHS, Calibration
 from nearfield_index.execution.exact import exact_rows
@@ -29,6 +29,7 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 # Queries differ in depth; what counts is their mean, so one may fall short by this much: after a walk, and by codes.
 _SHORT_WALK, _SHORT = 0.015, 0.01
 _LATE = 0.4
+_ONE, _NONE = np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64)
 
 
 @dataclass
@@ -50,12 +51,17 @@ def passes(rows: Rows, passing: Compiled | None) -> Mask:
     """Which of the rows found (-1: none) pass, same shape."""
     if passing is None:
         return rows >= 0
-    return passing.test(rows) if rows.min() >= 0 else passing.test(np.maximum(rows, 0)) & (rows >= 0)
+    if rows.size and rows[:, -1].min() >= 0:  # rows come best first and padded with -1 last
+        return passing.test(rows)
+    return passing.test(np.maximum(rows, 0)) & (rows >= 0)
 
 
 def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
     """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
     short = _SHORT_WALK if walked.depths is None else _SHORT
+    if len(walked.counts) == 1 and isinstance(filtered, bool):  # the common case, at a tenth of the price
+        lacking = walked.counts[0] < k or (filtered and walked.recall[0] < target - short)
+        return _ONE if lacking else _NONE
     return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - short))
 
 
@@ -115,24 +121,42 @@ def choose(
     """
     assert isinstance(here.clusters, CodedIvf)
     width = found.shape[1]
-    if len(found) == 1:  # the common case, at half the price
-        those = passed[0].nonzero()[0]
-        rows, counts = found[:, those], np.array([len(those)])
-        inner = here.clusters.products(queries, rows)
-        best = first(inner, k)
-        places = those[best]
-    else:
-        rows, counts = np.where(passed, found, -1), passed.sum(axis=1)
-        inner = here.clusters.products(queries, rows)
-        places = best = first(inner, k)
+    if len(found) == 1:
+        one = _choose_one(here, calibration, queries, found, passed, k=k, effort=effort)
+        if one is not None:
+            return one
+    rows, counts = np.where(passed, found, -1), passed.sum(axis=1)
+    inner = here.clusters.products(queries, rows)
+    best = first(inner, k)
+    place = best.mean(axis=1) if best.shape[1] else np.full(len(found), width)
     inner, rows = pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
-    place = places.mean(axis=1) if places.shape[1] else np.full(len(found), width)
     there = np.count_nonzero(found >= 0, axis=1)
     depths = np.maximum(k * there / (counts + 0.5), calibration.depth_at(place))
     seen = (counts >= k) & (place <= _LATE * width)
     depths[~seen] *= 2  # all that is told is that it is farther
     sure = np.where(seen, calibration.recall_at(effort, depths), 0.0)
     return Walked(rows, here.found_scores(queries, rows, inner), sure, counts, depths)
+
+
+def _choose_one(
+    here: FieldPart, calibration: Calibration, query: Floats, found: Rows, passed: Mask, *, k: int, effort: int
+) -> Walked | None:
+    """The same for one query with all of its rows, the common case, at a third of the price; None where some lack."""
+    assert isinstance(here.clusters, CodedIvf)
+    those = passed[0].nonzero()[0]
+    width, count = found.shape[1], len(those)
+    if count < k or found[0, -1] < 0:
+        return None
+    rows = found[:, those]
+    inner = here.clusters.products(query, rows)
+    best = first(inner, k)[0]
+    place = float(those[best].sum()) / k
+    depth = max(k * width / (count + 0.5), float(calibration.depth_at(place)))
+    seen = place <= _LATE * width
+    sure = float(calibration.recall_at(effort, depth)) if seen else 0.0
+    rows = rows[:, best]
+    scored = here.found_scores(query, rows, inner[:, best])
+    return Walked(rows, scored, np.array([sure]), np.array([count]), np.array([depth if seen else 2 * depth]))
 
 
 def look_elsewhere(

@@ -233,19 +233,30 @@ class Calibration:
         )
         return setting
 
-    def depth_at(self, places: Doubles) -> Doubles:
-        """How deep in the ranking of all rows those lie whose places in the codes' ranking have these means."""
-        if not self.places:
-            return np.zeros(len(places))
-        return np.asarray(np.interp(places, self.places, DEPTHS[: len(self.places)]))
+    def depth_at(self, places: Doubles | float) -> Doubles:
+        """How deep in the ranking of all rows those lie whose places in the codes' ranking have these means: float64,
+        same shape."""
+        known, depths = self._placed
+        return np.interp(places, known, depths)
 
-    def recall_at(self, effort: int, depths: Doubles) -> Doubles:
-        """The recall that coded lists reach at these depths, float64."""
+    @cached_property
+    def _placed(self) -> tuple[Doubles, Doubles]:
+        if not self.places:
+            return np.zeros(1), np.zeros(1)
+        return np.array(self.places), np.array(DEPTHS[: len(self.places)], dtype=np.float64)
+
+    def recall_at(self, effort: int, depths: Doubles | float) -> Doubles:
+        """The recall that coded lists reach at these depths: float64, same shape."""
+        measured, recall = self._known.get(("recall", effort), lambda: self._swept_recall(effort))
+        return np.interp(depths, measured, recall)
+
+    def _swept_recall(self, effort: int) -> tuple[Doubles, Doubles]:
+        """By depth, between what was measured with the next lower and the next higher effort."""
         below, above, weight = _around(self.sweeps, effort)
         if below is None or above is None:
-            return np.zeros(len(depths))
-        low, high = (np.interp(depths, DEPTHS[: len(r.recall)], r.recall) for r in (below, above))
-        return np.asarray(low + weight * (high - low))
+            return np.zeros(1), np.zeros(1)
+        low, high = np.array(below.recall), np.array(above.recall)
+        return np.array(DEPTHS[: len(low)], dtype=np.float64), low + weight * (high - low)
 
     def _aim(self, target: float) -> float:
         """Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most."""

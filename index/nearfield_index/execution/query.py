@@ -80,14 +80,14 @@ class Query(NamedTuple):
 
 def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Query:
     """Check a query request. Raises :class:`InvalidRequest` naming the field at fault."""
-    check_object(body, at="body", known=_KEYS)
-    _refuse_unbuilt(body)
-    name = body.get("field", DEFAULT_FIELD if DEFAULT_FIELD in schema.vectors else next(iter(schema.vectors)))
+    get = check_object(body, at="body", known=_KEYS).get
+    _refuse_unbuilt(get("vector"))
+    name = get("field", DEFAULT_FIELD if DEFAULT_FIELD in schema.vectors else next(iter(schema.vectors)))
     if not isinstance(name, str):
         raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
     field = schema.field(name)
-    k = check_int(body.get("k", 10), at="k", low=1, high=limits.k)
-    offset = check_int(body.get("offset", 0), at="offset", low=0, high=limits.k)
+    k = check_int(get("k", 10), at="k", low=1, high=limits.k)
+    offset = check_int(get("offset", 0), at="offset", low=0, high=limits.k)
     if k + offset > limits.k:
         raise InvalidRequest(f"k + offset is at most {limits.k}", field="offset")
     vectors, ids = _parse_target(body, field, limits)
@@ -99,12 +99,10 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
             field="k",
             hint="split the batch",
         )
-    recall = check_recall(body["recall"], at="recall") if body.get("recall") is not None else schema.index.recall
-    if check_flag(body.get("exact", False), at="exact"):
+    recall, timeout, minimum, after, rerank = map(get, ("recall", "timeout_ms", "min_score", "after", "rerank"))
+    recall = schema.index.recall if recall is None else check_recall(recall, at="recall")
+    if check_flag(get("exact", False), at="exact"):
         recall = 1.0
-    timeout = body.get("timeout_ms")
-    minimum = body.get("min_score")
-    after = body.get("after")
     return Query(
         name,
         vectors,
@@ -117,9 +115,9 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         recall,
         None if after is None else check_int(after, at="after", low=0, high=2**63 - 1),
         None if timeout is None else check_int(timeout, at="timeout_ms", low=1, high=3_600_000) / 1000,
-        check_flag(body.get("explain", False), at="explain"),
+        check_flag(get("explain", False), at="explain"),
         *_parse_hubness(body),
-        _parse_rerank(body, count, k + offset, limits),
+        None if rerank is None else _parse_rerank(rerank, count, k + offset, limits),
     )
 
 
@@ -133,16 +131,15 @@ def _parse_hubness(body: Mapping[str, Any]) -> tuple[str, float | None]:
     return mode, check_number(strength, at="hubness_strength", low=0.01, high=4.0)
 
 
-def _parse_rerank(body: Mapping[str, Any], count: int, wanted: int, limits: Limits) -> Rerank | None:
-    if body.get("rerank") is None:
-        return None
-    rerank = parse_rerank(body["rerank"], wanted=wanted, limits=limits)
+def _parse_rerank(body: Any, count: int, wanted: int, limits: Limits) -> Rerank:
+    rerank = parse_rerank(body, wanted=wanted, limits=limits)
     check_counts(rerank, count, limits)
     return rerank
 
 
-def _refuse_unbuilt(body: Mapping[str, Any]) -> None:
-    vector = body.get("vector")
+def _refuse_unbuilt(vector: object) -> None:
+    if isinstance(vector, np.ndarray):
+        return
     if isinstance(vector, Mapping) and ("positive" in vector or "negative" in vector):
         raise InvalidRequest("positive and negative examples are not built yet", code="not_yet", field="vector")
     if isinstance(vector, list) and vector and isinstance(vector[0], Mapping):
@@ -150,24 +147,23 @@ def _refuse_unbuilt(body: Mapping[str, Any]) -> None:
 
 
 def _parse_target(body: Mapping[str, Any], field: Any, limits: Limits) -> tuple[Floats | None, list[PointId] | None]:
-    given = [key for key in ("vector", "vectors", "ids") if body.get(key) is not None]
-    if len(given) != 1:
+    one, many, ids = map(body.get, ("vector", "vectors", "ids"))
+    if (one is None) + (many is None) + (ids is None) != 2:
         raise InvalidRequest("a query needs one of 'vector', 'vectors' or 'ids'", code="missing", field="vector")
-    if given == ["vector"]:
-        vector = as_vector(body["vector"], dim=field.dim, at="vector", metric=field.metric)
-        return vector.reshape(1, -1), None
-    if given == ["vectors"]:
-        matrix = as_matrix(body["vectors"], dim=field.dim, at="vectors", metric=field.metric, max_rows=limits.queries)
+    if one is not None:
+        return as_vector(one, dim=field.dim, at="vector", metric=field.metric)[np.newaxis], None
+    if many is not None:
+        matrix = as_matrix(many, dim=field.dim, at="vectors", metric=field.metric, max_rows=limits.queries)
         return matrix, None
-    return None, check_ids(body["ids"], at="ids", limits=limits)
+    return None, check_ids(ids, at="ids", limits=limits)
 
 
 def _parse_filters(body: Mapping[str, Any], count: int, schema: Schema, limits: Limits) -> list[Expr | None]:
-    if body.get("filters") is None:
-        return [_parse_one(body.get("filter"), "filter", schema, limits)]
-    if body.get("filter") is not None:
+    whole, filters = body.get("filter"), body.get("filters")
+    if filters is None:
+        return [_parse_one(whole, "filter", schema, limits)]
+    if whole is not None:
         raise InvalidRequest("give either 'filter' or 'filters'", field="filters")
-    filters = body["filters"]
     if not isinstance(filters, (list, tuple)) or len(filters) != count:
         raise InvalidRequest(f"must be a list of {count} filters, one per query", field="filters")
     return parse_filters(filters, "filters", schema=schema, limits=limits)

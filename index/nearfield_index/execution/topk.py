@@ -43,10 +43,11 @@ def merge(found: Sequence[tuple[int, Ints, Doubles]], parts: Sequence[LivePart],
         number, rows, scored = found[0]
         if len(rows) == 1:  # one query of one part, the common case, at half the price
             order = (-scored[0]).argsort(kind="stable")[: k + 1]
-            top = scored[0][order]
-            if not (top[1:] == top[:-1]).any() and rows.size and rows.min() >= 0:
-                kept = rows[:, order[:k]]
-                return Candidates(top[None, :k], np.full_like(kept, number), kept, parts[number].part.pks[kept])
+            top = scored[0, order]
+            kept = rows[:, order[:k]]
+            if not (top[1:] == top[:-1]).any() and (kept >= 0).all():
+                numbers = np.full(kept.shape, number)
+                return Candidates(top[None, :k], numbers, kept, parts[number].part.pks[kept])
         rows, scored = best(parts[number].part, rows, scored, k)
         pks = _keys_at(parts[number].part.pks, rows)
         return Candidates(scored, np.full_like(rows, number), rows, pks)

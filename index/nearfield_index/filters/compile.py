@@ -21,6 +21,7 @@ from nearfield_index.filters.expr import (
     Not,
     Nothing,
     Number,
+    OfAttribute,
     Or,
     Prefix,
     Range,
@@ -40,38 +41,39 @@ def compile_filter(expr: Expr, columns: Columns, ids_lookup: IdsLookup) -> Compi
     ``ids_lookup`` takes ids and returns the rows (any integer dtype, any order) of those that are here.
     """
     n = columns.n
+    if isinstance(expr, OfAttribute):
+        attribute = columns.attribute(expr.field)
+        return Known(Bitmap.none(n)) if attribute is None else _leaf(expr, attribute)
     match expr:
         case Everything():
             return Known(Bitmap.all(n))
         case Nothing():
             return Known(Bitmap.none(n))
         case Ids(ids):
-            return Known(Bitmap.from_rows(n, np.asarray(ids_lookup(ids), np.int64), ordered=False))
+            return Known(Bitmap.from_unordered(n, np.asarray(ids_lookup(ids)), distinct=False))
         case And(children):
             return _all_of(n, [compile_filter(child, columns, ids_lookup) for child in children])
         case Or(children):
             return Either(n, [compile_filter(child, columns, ids_lookup) for child in children])
         case Not(child):
             return Rest(compile_filter(child, columns, ids_lookup))
-        case _:
-            return _leaf(expr, columns)
+    raise TypeError(f"no filter: {type(expr).__name__}")
 
 
-def _leaf(expr: Expr, columns: Columns) -> Compiled:
-    n = columns.n
+def _leaf(expr: OfAttribute, attribute: Attribute) -> Compiled:
+    n = attribute.n
     match expr:
-        case Match(name, values) if attribute := columns.attribute(name):
-            return _any_of(n, _places(attribute, values))
-        case All(name, values) if attribute := columns.attribute(name):
-            return Known(_rows_of_all(attribute, values))
-        case Range(name) if attribute := columns.attribute(name):
+        case Range():
             return _any_of(n, _spans(attribute, expr))
-        case Prefix(name, value) if (attribute := columns.attribute(name)) and attribute.keyword:
-            return Span(n, attribute.keyword.postings, *attribute.keyword.words.prefix(value))
-        case Exists(name) if attribute := columns.attribute(name):
+        case Match():
+            return _any_of(n, _places(attribute, expr.values))
+        case All():
+            return Known(_rows_of_all(attribute, expr.values))
+        case Prefix() if attribute.keyword:
+            return Span(n, attribute.keyword.postings, *attribute.keyword.words.prefix(expr.value))
+        case Exists():
             return Known(attribute.exists)
-        case _:
-            return Known(Bitmap.none(n))
+    return Known(Bitmap.none(n))
 
 
 def _all_of(n: int, parts: Sequence[Compiled]) -> Compiled:
@@ -154,10 +156,10 @@ def _cut(part: SortedPart, name: str, bound: Number, *, after: bool) -> int:
         # Floats of this part are either not whole, hence below 2**52 in size, or past 64 bits: every whole
         # bound from 2**53 up to 64 bits cuts them at one place, and a float holds 2**53 exactly.
         exact = float(max(-_EXACT_FLOAT, min(bound, _EXACT_FLOAT))) if isinstance(bound, int) else bound
-        return int(part.values.searchsorted(np.float64(exact), "right" if after else "left"))
+        return int(part.values.searchsorted(exact, "right" if after else "left"))
     if isinstance(bound, float):
         if not -(2.0**63) <= bound < 2.0**63:
             return 0 if bound < 0 else len(part.values)
         # a bound between two integers: equality is impossible, so both ends of it cut before the next integer
-        return int(part.values.searchsorted(np.int64(math.ceil(bound)), "left"))
-    return int(part.values.searchsorted(np.int64(bound), "right" if after else "left"))
+        return int(part.values.searchsorted(math.ceil(bound), "left"))
+    return int(part.values.searchsorted(bound, "right" if after else "left"))

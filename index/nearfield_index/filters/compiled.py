@@ -24,17 +24,19 @@ Mask = npt.NDArray[np.bool_]
 class Compiled(ABC):
     """Rows ``0..n-1`` that pass. Immutable; what was made once is kept."""
 
+    _estimated: Estimate | None = None
+    _made: Bitmap | None = None
+
     def __init__(self, n: int) -> None:
         self.n = n
-        self._estimated: Estimate | None = None
-        self._made: Bitmap | None = None
 
     @property
     def estimate(self) -> Estimate:
         """How many rows pass."""
-        if self._estimated is None:
-            self._estimated = self._estimate()
-        return self._estimated
+        found = self._estimated
+        if found is None:
+            found = self._estimated = self._estimate()
+        return found
 
     @property
     def bitmap(self) -> Bitmap:
@@ -60,7 +62,8 @@ class Compiled(ABC):
 
     def counted(self) -> Estimate:
         """The estimate, after counting where it was not exact: equal sets of rows give equal ones, however spelled."""
-        return self.estimate if self.estimate.exact else exactly(self.bitmap.count)
+        estimate = self.estimate
+        return estimate if estimate.low == estimate.high else exactly(self.bitmap.count)
 
     def test(self, rows: Rows) -> Mask:
         """Whether each of ``rows`` (each in ``0..n-1``) passes: bool, same shape."""
@@ -136,7 +139,7 @@ class Span(_Posted):
             return Bitmap.from_rows(self.n, rows)
         if len(rows) * SPARSE_SHARE > self.n and (codes := self._postings.codes(self.n)) is not None:
             return Bitmap.from_mask(self._passes(codes))
-        return Bitmap.from_rows(self.n, rows, ordered=False)
+        return Bitmap.from_unordered(self.n, rows, distinct=self._postings.single(self.n))
 
     def _passes(self, codes: Codes) -> Mask:
         # One comparison does for both ends: below ``first`` the difference wraps round to a large number.
@@ -163,7 +166,9 @@ class Places(_Posted):
         rows = self._postings.take(self._positions)
         if len(rows) * SPARSE_SHARE > self.n and (codes := self._postings.codes(self.n)) is not None:
             return Bitmap.from_mask(self._passes(codes))
-        return Bitmap.from_rows(self.n, rows, ordered=len(self._positions) == 1)
+        if len(self._positions) == 1:
+            return Bitmap.from_rows(self.n, rows)
+        return Bitmap.from_unordered(self.n, rows, distinct=self._postings.single(self.n))
 
     def _passes(self, codes: Codes) -> Mask:
         return self._wanted[codes]

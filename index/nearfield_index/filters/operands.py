@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,18 +17,29 @@ _INT64_MIN = -(2**63)
 _PATH_NAME_LENGTH = 64
 
 
-def refuse(message: str, path: str, *, code: str = "filter_operand", hint: str, value: object = None) -> InvalidRequest:
+Path = str | tuple[Any, object]
+"""Where a part of a filter stands: text, or a path with one more name, which becomes text only in an error."""
+
+
+def refuse(message: str, path: Path, *, code: str = "filter_operand", hint: str, value: object = None) -> InvalidRequest:
     """The error to raise for the part of the filter at ``path``; of ``value`` only the type is kept."""
-    return InvalidRequest(message, code=code, field=path, value=type(value).__name__, hint=hint)
+    return InvalidRequest(message, code=code, field=told(path), value=type(value).__name__, hint=hint)
 
 
-def step(path: str, name: object) -> str:
-    """``path`` with one more name; a long or unencodable name is cut to what an error may carry."""
-    if type(name) is str and name.isascii() and len(name) <= _PATH_NAME_LENGTH:
-        return f"{path}.{name}"
+def told(path: Path) -> str:
+    """The path as text; a long or unencodable name is cut to what an error may carry."""
+    if isinstance(path, str):
+        return path
+    above, name = path
     text = name if isinstance(name, str) else type(name).__name__
     text = text.encode("utf-8", "replace").decode()
-    return f"{path}.{text if len(text) <= _PATH_NAME_LENGTH else text[:_PATH_NAME_LENGTH] + '..'}"
+    return f"{told(above)}.{text if len(text) <= _PATH_NAME_LENGTH else text[:_PATH_NAME_LENGTH] + '..'}"
+
+
+def places(path: Path, items: Sequence[object]) -> Iterator[tuple[str, object]]:
+    """Each of a list with its own path."""
+    text = told(path)
+    return ((f"{text}[{number}]", item) for number, item in enumerate(items))
 
 
 def is_text(value: object) -> bool:
@@ -44,21 +55,21 @@ def is_text(value: object) -> bool:
     return True
 
 
-def text(value: object, path: str) -> str:
+def text(value: object, path: Path) -> str:
     """A string; raises InvalidRequest."""
     if not isinstance(value, str) or not is_text(value):
         raise refuse("the operand must be a string", path, hint="give valid Unicode text", value=value)
     return str(value)
 
 
-def flag(value: object, path: str) -> bool:
+def flag(value: object, path: Path) -> bool:
     """True or false; raises InvalidRequest."""
     if not isinstance(value, bool):
         raise refuse("the operand must be true or false", path, hint="give true or false", value=value)
     return value
 
 
-def number(value: object, path: str) -> Number:
+def number(value: object, path: Path) -> Number:
     """A finite number in canonical form; raises InvalidRequest."""
     if type(value) is int and _INT64_MIN <= value < _ID_END:
         return value
@@ -75,7 +86,7 @@ def number(value: object, path: str) -> Number:
     return plain
 
 
-def scalar(value: object, path: str) -> Values:
+def scalar(value: object, path: Path) -> Values:
     """One string, number or bool as a set of one; raises InvalidRequest."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -91,7 +102,7 @@ def scalar(value: object, path: str) -> Values:
     raise refuse("the operand must be a single value", path, hint=hint, value=value)
 
 
-def listed(value: object, path: str, limit: int) -> Values:
+def listed(value: object, path: Path, limit: int) -> Values:
     """A list of at most ``limit`` strings, numbers and bools as a set; raises InvalidRequest."""
     items: Sequence[Any] = sequence(value, path, limit)
     kinds = set(map(type, items))
@@ -103,15 +114,15 @@ def listed(value: object, path: str, limit: int) -> Values:
     keywords: list[str] = []
     numbers: list[Number] = []
     bools: list[bool] = []
-    for i, item in enumerate(items):
-        one = scalar(item, f"{path}[{i}]")
+    for place, item in places(path, items):
+        one = scalar(item, place)
         keywords += one.keywords
         numbers += one.numbers
         bools += one.bools
     return Values.of(keywords=keywords, numbers=numbers, bools=bools)
 
 
-def sequence(value: object, path: str, limit: int) -> list[object] | tuple[object, ...]:
+def sequence(value: object, path: Path, limit: int) -> list[object] | tuple[object, ...]:
     """A list of at most ``limit`` items; raises InvalidRequest."""
     if not isinstance(value, list | tuple):
         raise refuse("the operand must be a list", path, hint="give a list, or use eq for one value", value=value)
@@ -125,7 +136,7 @@ def sequence(value: object, path: str, limit: int) -> list[object] | tuple[objec
     return value
 
 
-def point_id(value: object, path: str) -> int | str:
+def point_id(value: object, path: Path) -> int | str:
     """A point's id, its type kept; raises InvalidRequest."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -139,7 +150,7 @@ def point_id(value: object, path: str) -> int | str:
     raise refuse("the operand must be an id", path, hint=hint, value=value)
 
 
-def conform(values: Values, declared: str | None, path: str) -> Values:
+def conform(values: Values, declared: str | None, path: Path) -> Values:
     """The values as those of an attribute of type ``declared`` (None: inferred, anything goes).
 
     Strings become instants for a datetime. Raises InvalidRequest where a value is not of the type.
@@ -161,7 +172,7 @@ def conform(values: Values, declared: str | None, path: str) -> Values:
     return values
 
 
-def instant(value: object, path: str) -> int:
+def instant(value: object, path: Path) -> int:
     """ISO-8601 text as microseconds since 1970; raises InvalidRequest."""
     try:
         if isinstance(value, str):
@@ -171,12 +182,12 @@ def instant(value: object, path: str) -> int:
     raise _mistyped("datetime", path)
 
 
-def bound(value: object, declared: str | None, path: str) -> tuple[Literal["number", "datetime"], Number]:
-    """One end of a range and what kind of values it ranges over; raises InvalidRequest."""
+def bound(value: object, declared: str | None, path: Path) -> Number:
+    """One end of a range: a number, or an instant of a datetime; raises InvalidRequest."""
     if isinstance(value, str):
         text(value, path)
         if declared == "datetime":
-            return "datetime", instant(value, path)
+            return instant(value, path)
         hint = "give a number"
         if declared is None:
             hint = "declare the attribute as datetime to range over ISO-8601 times; else give a number"
@@ -186,7 +197,7 @@ def bound(value: object, declared: str | None, path: str) -> tuple[Literal["numb
         raise _mistyped(declared, path)
     if declared in ("keyword", "bool"):
         raise refuse(f"a {declared} attribute has no ranges", path, hint="use eq, in or prefix", code="filter_operator")
-    return "number", plain
+    return plain
 
 
 _EXPECTED = {
@@ -198,6 +209,6 @@ _EXPECTED = {
 }
 
 
-def _mistyped(declared: str, path: str) -> InvalidRequest:
+def _mistyped(declared: str, path: Path) -> InvalidRequest:
     expected = _EXPECTED.get(declared, declared)
     return refuse(f"the attribute is declared as {declared}", path, hint=f"compare it with {expected}")

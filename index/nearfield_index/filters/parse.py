@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from nearfield_index.errors import InvalidRequest
 from nearfield_index.filters import operands
 from nearfield_index.filters.expr import (
     Exists,
@@ -19,7 +20,7 @@ from nearfield_index.filters.expr import (
     match_any,
     negate,
 )
-from nearfield_index.filters.operands import refuse, step
+from nearfield_index.filters.operands import Path, refuse
 from nearfield_index.limits import Limits
 
 OPERATORS = (
@@ -59,7 +60,7 @@ class _Parser:
         self.groups_seen = 0
         self.conditions_seen = 0
 
-    def group(self, body: object, path: str, depth: int) -> Expr:
+    def group(self, body: object, path: Path, depth: int) -> Expr:
         """A filter object: all of its keys must hold."""
         if type(body) is not dict and not isinstance(body, Mapping):
             raise refuse(
@@ -77,72 +78,73 @@ class _Parser:
                 hint="flatten $and and $or",
             )
         self.groups_seen += 1
-        self._check_size(self.groups_seen, path)
-        return all_of([self._entry(name, operand, path, depth) for name, operand in body.items()])
+        if self.groups_seen > self.conditions:
+            raise self._too_large(path)
+        return all_of([self._entry(name, operand, (path, name), depth) for name, operand in body.items()])
 
-    def _entry(self, name: object, operand: object, path: str, depth: int) -> Expr:
-        inner = step(path, name)
+    def _entry(self, name: object, operand: object, path: Path, depth: int) -> Expr:
         if not isinstance(name, str) or not operands.is_text(name):
             raise refuse(
                 "an attribute's name must be a string",
-                inner,
+                path,
                 code="filter_operator",
                 hint="give its name",
                 value=name,
             )
+        if not name.startswith("$"):
+            return self._attribute(name, operand, path)
         match name:
             case "$and":
-                return all_of(self._list(operand, inner, depth))
+                return all_of(self._list(operand, path, depth))
             case "$or":
-                return any_of(self._list(operand, inner, depth))
+                return any_of(self._list(operand, path, depth))
             case "$not":
-                return negate(self.group(operand, inner, depth + 1))
+                return negate(self.group(operand, path, depth + 1))
             case "$id":
-                return self._id(operand, inner)
-        if name.startswith("$"):
-            raise refuse("there is no such group", inner, code="filter_operator", hint=f"one of {', '.join(GROUPS)}")
-        return self._attribute(name, operand, inner)
+                return self._id(operand, path)
+        raise refuse("there is no such group", path, code="filter_operator", hint=f"one of {', '.join(GROUPS)}")
 
-    def _list(self, operand: object, path: str, depth: int) -> Iterator[Expr]:
+    def _list(self, operand: object, path: Path, depth: int) -> Iterator[Expr]:
         if not isinstance(operand, list | tuple):
             raise refuse("the operand must be a list of filters", path, hint="[{..}, {..}]", value=operand)
-        self._check_size(self.groups_seen + len(operand), path)
-        return (self.group(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(operand))
+        if self.groups_seen + len(operand) > self.conditions:
+            raise self._too_large(path)
+        return (self.group(item, place, depth + 1) for place, item in operands.places(path, operand))
 
-    def _check_size(self, seen: int, path: str) -> None:
-        if seen > self.conditions:
-            raise refuse(
-                f"the filter has more than {self.conditions} conditions",
-                path,
-                code="filter_too_large",
-                hint="use in for many values of one attribute",
-            )
+    def _too_large(self, path: Path) -> InvalidRequest:
+        return refuse(
+            f"the filter has more than {self.conditions} conditions",
+            path,
+            code="filter_too_large",
+            hint="use in for many values of one attribute",
+        )
 
-    def _condition(self, path: str) -> None:
-        self.conditions_seen += 1
-        self._check_size(self.conditions_seen, path)
+    def _count(self, conditions: int, path: Path) -> None:
+        self.conditions_seen += conditions
+        if self.conditions_seen > self.conditions:
+            raise self._too_large(path)
 
-    def _id(self, operand: object, path: str) -> Expr:
+    def _id(self, operand: object, path: Path) -> Expr:
         if not isinstance(operand, Mapping):
-            self._condition(path)
+            self._count(1, path)
             return has_ids([operands.point_id(operand, path)])
         parts = []
         for operator, value in self._operators(operand, ID_OPERATORS, path):
-            inner = step(path, operator)
+            inner = (path, operator)
             if operator in ("eq", "ne"):
                 wanted = has_ids([operands.point_id(value, inner)])
             else:
                 items = operands.sequence(value, inner, self.values)
-                wanted = has_ids([operands.point_id(item, f"{inner}[{i}]") for i, item in enumerate(items)])
+                wanted = has_ids([operands.point_id(item, place) for place, item in operands.places(inner, items)])
             parts.append(negate(wanted) if operator in ("ne", "nin") else wanted)
         return all_of(parts)
 
-    def _attribute(self, name: str, operand: object, path: str) -> Expr:
+    def _attribute(self, name: str, operand: object, path: Path) -> Expr:
         if operand is None:
-            self._condition(path)
+            self._count(1, path)
             return negate(Exists(name))
         if type(operand) is not dict and not isinstance(operand, Mapping):
-            self._condition(path)
+            self._count(1, path)
             return match_any(name, operands.conform(operands.scalar(operand, path), self.declared.get(name), path))
         bounds: dict[str, object] = {}
         parts: list[Expr] = []
@@ -150,79 +152,80 @@ class _Parser:
             if operator in BOUNDS:
                 bounds[operator] = value
             else:
-                parts.append(_CONDITIONS[operator](self, name, value, step(path, operator)))
+                parts.append(_CONDITIONS[operator](self, name, value, (path, operator)))
         if bounds:
             parts.append(self._range(name, bounds, path))
         return all_of(parts)
 
     def _operators(
-        self, operand: Mapping[Any, object], allowed: tuple[str, ...], path: str
-    ) -> Iterator[tuple[str, object]]:
-        """The operators of one object, each checked to be one and counted."""
+        self, operand: Mapping[Any, object], allowed: tuple[str, ...], path: Path
+    ) -> Iterable[tuple[str, object]]:
+        """The operators of one object, checked to be such and counted."""
         if not operand:
             hint = f"one of {', '.join(allowed)}"
             raise refuse("the object has no operator", path, code="filter_operator", hint=hint)
-        for operator, value in operand.items():
+        for operator in operand:
             if operator not in allowed:
                 hint = f"one of {', '.join(allowed)}"
                 if allowed is OPERATORS:
                     hint += '; nested attributes are named with dots, as in "size.width"'
-                raise refuse("there is no such operator", step(path, operator), code="filter_operator", hint=hint)
-            self._condition(path)
-            yield operator, value
+                raise refuse("there is no such operator", (path, operator), code="filter_operator", hint=hint)
+        self._count(len(operand), path)
+        return operand.items()
 
-    def _range(self, name: str, given: Mapping[str, object], path: str) -> Expr:
+    def _range(self, name: str, given: Mapping[str, object], path: Path) -> Expr:
         """All bounds of one object make one range; of two lower or two upper bounds the tighter one holds."""
         declared = self.declared.get(name)
-        kind, ends = "number", dict[str, Number]()
+        ends: dict[str, Number] = {}
         for operator, value in given.items():
-            kind, ends[operator] = operands.bound(value, declared, step(path, operator))
-        lower = max(((ends[op], op == "gt") for op in ("gt", "gte") if op in ends), default=None)
-        upper = min(((ends[op], op == "lte") for op in ("lt", "lte") if op in ends), default=None)
+            ends[operator] = operands.bound(value, declared, (path, operator))
+        lower, above, upper, below = ends.get("gte"), ends.get("gt"), ends.get("lte"), ends.get("lt")
+        open_below = above is not None and (lower is None or above >= lower)
+        open_above = below is not None and (upper is None or below <= upper)
         return between(
             name,
-            "datetime" if kind == "datetime" else "number",
-            lower[0] if lower else None,
-            upper[0] if upper else None,
-            lower_inclusive=lower is not None and not lower[1],
-            upper_inclusive=upper is not None and upper[1],
+            "datetime" if declared == "datetime" else "number",
+            above if open_below else lower,
+            below if open_above else upper,
+            lower_inclusive=not open_below,
+            upper_inclusive=not open_above,
         )
 
-    def equal(self, name: str, operand: object, path: str) -> Expr:
+    def equal(self, name: str, operand: object, path: Path) -> Expr:
         if operand is None:
             return negate(Exists(name))
         return match_any(name, operands.conform(operands.scalar(operand, path), self.declared.get(name), path))
 
-    def unequal(self, name: str, operand: object, path: str) -> Expr:
+    def unequal(self, name: str, operand: object, path: Path) -> Expr:
         if operand is None:
             return Exists(name)
         return all_of([Exists(name), negate(self.equal(name, operand, path))])
 
-    def one_of(self, name: str, operand: object, path: str) -> Expr:
+    def one_of(self, name: str, operand: object, path: Path) -> Expr:
         values = operands.listed(operand, path, self.values)
         return match_any(name, operands.conform(values, self.declared.get(name), path))
 
-    def none_of(self, name: str, operand: object, path: str) -> Expr:
+    def none_of(self, name: str, operand: object, path: Path) -> Expr:
         return all_of([Exists(name), negate(self.one_of(name, operand, path))])
 
-    def every(self, name: str, operand: object, path: str) -> Expr:
+    def every(self, name: str, operand: object, path: Path) -> Expr:
         values = operands.listed(operand, path, self.values)
         return match_all(name, operands.conform(values, self.declared.get(name), path))
 
-    def exists(self, name: str, operand: object, path: str) -> Expr:
+    def exists(self, name: str, operand: object, path: Path) -> Expr:
         return Exists(name) if operands.flag(operand, path) else negate(Exists(name))
 
-    def null(self, name: str, operand: object, path: str) -> Expr:
+    def null(self, name: str, operand: object, path: Path) -> Expr:
         return negate(Exists(name)) if operands.flag(operand, path) else Exists(name)
 
-    def prefix(self, name: str, operand: object, path: str) -> Expr:
+    def prefix(self, name: str, operand: object, path: Path) -> Expr:
         start = operands.text(operand, path)
         if self.declared.get(name, "keyword") != "keyword":
             raise refuse("prefix needs a keyword attribute", path, code="filter_operator", hint="use a range or eq")
         return Prefix(name, start)
 
 
-_CONDITIONS: Mapping[str, Callable[[_Parser, str, object, str], Expr]] = {
+_CONDITIONS: Mapping[str, Callable[[_Parser, str, object, Path], Expr]] = {
     "eq": _Parser.equal,
     "ne": _Parser.unequal,
     "in": _Parser.one_of,

@@ -42,17 +42,17 @@ class QueryReservoir:
         with self._lock:
             if len(vectors) > _PER_CALL:
                 vectors = vectors[self._random.choice(len(vectors), _PER_CALL, replace=False)]
-            held, count = self._held[field], self._count[field]
+            held, count, seen = self._held[field], self._count[field], self._seen[field]
             free = min(_SIZE - count, len(vectors))
             if free:
                 held[count : count + free] = vectors[:free]
-                self._count[field] = count + free
-            for vector in vectors[free:]:
-                place = int(random.random() * (self._seen[field] + 1))
+                self._count[field] = count = count + free
+            for number in range(free, len(vectors)):
+                place = int(random.random() * (seen + 1))
                 if place < _SIZE:
-                    held[place] = vector
-            self._seen[field] += len(vectors)
-            return self._count[field]
+                    held[place] = vectors[number]
+            self._seen[field] = seen + len(vectors)
+            return count
 
     def replace(self, field: str, vectors: Floats) -> None:
         """Put the caller's own queries in the place of the sample."""

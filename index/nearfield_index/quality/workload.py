@@ -20,7 +20,7 @@ import xxhash
 
 from nearfield_index.errors import Corrupt, InvalidRequest, TooLarge
 from nearfield_index.execution.query import parse_filters
-from nearfield_index.filters.expr import Everything, Expr, Nothing, ids_of
+from nearfield_index.filters.expr import Everything, Expr, Nothing
 from nearfield_index.filters.parse import parse_filter
 from nearfield_index.filters.unparse import template, to_wire
 from nearfield_index.limits import Limits
@@ -88,17 +88,16 @@ class WorkloadLog:
         kept = False
         for number in chosen:
             expr = filters[number if len(filters) > 1 else 0]
-            if expr is not None:
-                kept |= self._consider(expr, vectors[number])
+            if expr is not None and (place := self._place()) < _SIZE and is_loggable(expr):
+                kept |= self._put(place, expr, vectors[number])
         return kept
 
-    def _consider(self, expr: Expr, vector: Floats) -> bool:
+    def _place(self) -> int:
+        """Where the next entry goes; ``_SIZE`` or more: nowhere."""
         with self._lock:
             self.seen += 1
-            place = len(self._entries)
-            if place >= _SIZE:
-                place = int(random.random() * min(self.seen, _REACH))
-        return place < _SIZE and is_loggable(expr) and self._put(place, expr, vector)
+            held = len(self._entries)
+            return held if held < _SIZE else int(random.random() * min(self.seen, _REACH))
 
     def _put(self, place: int, expr: Expr, vector: Floats | None) -> bool:
         kept = vector.copy() if vector is not None and place % _WITH_VECTOR == 0 else None
@@ -202,7 +201,7 @@ def _parsed(body: Any, declared: Mapping[str, str], limits: Limits) -> Expr | No
 
 def is_loggable(expr: Expr) -> bool:
     """Whether a filter tells anything about rows in general, and is not too long to keep."""
-    if isinstance(expr, Everything | Nothing) or ids_of(expr):
+    if isinstance(expr, Everything | Nothing) or expr.point_ids():
         return False
     return len(orjson.dumps(to_wire(expr))) <= _FILTER_BYTES
 

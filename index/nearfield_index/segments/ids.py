@@ -51,7 +51,7 @@ class SegmentIds:
         return dict(self._arrays)
 
     def at(self, rows: Keys) -> list[PointId]:
-        """The ids of these rows, as they were sent."""
+        """The ids of these rows, as they were sent; anything for a row of -1."""
         integers = self._arrays.get("id.integer")
         if "id.ends" not in self._arrays:
             assert integers is not None
@@ -64,6 +64,6 @@ class SegmentIds:
             if is_text is not None and integers is not None and not is_text[row]:
                 found.append(int(integers[row]))
             else:
-                start = int(ends[row - 1]) if row else 0
+                start = int(ends[row - 1]) if row > 0 else 0
                 found.append(blob[start : int(ends[row])].tobytes().decode())
         return found

@@ -17,7 +17,7 @@ from nearfield_index.backends.ivf import Ivf
 from nearfield_index.backends.space import Doubles, as_inner, rounding, scores
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped
-from nearfield_index.filters.expr import Expr, ids_of
+from nearfield_index.filters.expr import Expr
 from nearfield_index.points import PointId
 from nearfield_index.schema import Metric
 
@@ -141,7 +141,9 @@ class Part(Protocol):
     @property
     def fields(self) -> dict[str, FieldPart]: ...
 
-    def ids(self, rows: Rows) -> list[PointId]: ...
+    def ids(self, rows: Rows) -> list[PointId]:
+        """By row; anything for a row of -1, of a part that has rows."""
+        ...
 
     def rows_of(self, pks: Keys) -> Rows:
         """Rows of the keys that lie here, in any order."""
@@ -193,17 +195,16 @@ class FilterCache:
         self._bytes = 0
 
     def get(self, expr: Expr, make: Callable[[], Compiled]) -> Compiled:
-        if ids_of(expr):
-            return make()
         with self._lock:
             found = self._held.get(expr)
             if found is not None:
                 self._held.move_to_end(expr)
                 return found
         made = make()
+        if expr.point_ids():
+            return made
         with self._lock:
-            if expr not in self._held:
-                self._held[expr] = made
+            if self._held.setdefault(expr, made) is made:
                 self._bytes += made.nbytes
                 while len(self._held) > 1 and (self._bytes > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
                     self._bytes -= self._held.popitem(last=False)[1].nbytes

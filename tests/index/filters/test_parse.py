@@ -16,7 +16,6 @@ from nearfield_index.filters.expr import (
     Nothing,
     Range,
     Values,
-    fields,
     key,
     negate,
 )
@@ -125,7 +124,7 @@ def test_trees_hold_typed_values() -> None:
 
 def test_fields_of_a_tree() -> None:
     body = {"a": 1, "$or": [{"b": {"gt": 1}}, {"$not": {"c.d": {"prefix": "x"}}}, {"e": None}], "$id": 1}
-    assert fields(parse(body)) == {"a", "b", "c.d", "e"}
+    assert parse(body).names() == {"a", "b", "c.d", "e"}
 
 
 BAD: list[tuple[object, str, str]] = [
