@@ -117,7 +117,8 @@ class Span(_Posted):
     """Rows that hold one of the values ``first..last-1`` of one part of an attribute."""
 
     def __init__(self, n: int, postings: Postings, first: int, last: int) -> None:
-        super().__init__(n, postings)
+        self.n = n
+        self._postings = postings
         self._first = first
         self._last = max(first, last)
 

@@ -178,7 +178,7 @@ class _Parser:
         ends: dict[str, Number] = {}
         for operator, value in given.items():
             ends[operator] = operands.bound(value, declared, (path, operator))
-        lower, above, upper, below = ends.get("gte"), ends.get("gt"), ends.get("lte"), ends.get("lt")
+        lower, above, upper, below = map(ends.get, ("gte", "gt", "lte", "lt"))
         open_below = above is not None and (lower is None or above >= lower)
         open_above = below is not None and (upper is None or below <= upper)
         return between(
