@@ -68,7 +68,9 @@ class Bitmap:
         """The set of these rows, each in ``0..n-1``, in any order; ``distinct`` says that none comes twice."""
         if len(rows) * _SORT_SHARE > n:
             return cls._marked(n, rows)
-        kept = np.sort(rows).astype(np.int64, copy=False)
+        ordered = rows.copy()
+        ordered.sort()
+        kept = ordered.astype(np.int64, copy=False)
         return cls(n, rows=kept if distinct else _distinct(kept))
 
     @classmethod
