@@ -17,8 +17,8 @@ Words = npt.NDArray[np.uint64]
 # Eight bytes a row against one bit a row: below one row in 64 the list of rows is the smaller form.
 SPARSE_SHARE = 64
 
-# Rows in no order: past one in eight, marking and packing a mask of all rows beats sorting them.
-_SORT_SHARE = 8
+# Rows in no order: past one in sixteen, marking and packing a mask of all rows beats sorting them.
+_SORT_SHARE = 16
 
 
 class Cuts(NamedTuple):
@@ -49,15 +49,17 @@ class Bitmap:
         ``rows``: int64, sorted, distinct. ``words``: uint64, ``ceil(n / 64)`` of them, little-endian bit
         order, no bit set at or past ``n``.
         """
-        if rows is None and words is None:
-            raise ValueError("a bitmap needs rows or words")
         self.n = n
         self._rows = rows
         self._words = words
-        self._count = -1 if rows is None else len(rows)
-        for array in (rows, words):
-            if array is not None:
-                array.setflags(write=False)
+        self._count = -1
+        if rows is not None:
+            self._count = len(rows)
+            rows.setflags(write=False)
+        elif words is None:
+            raise ValueError("a bitmap needs rows or words")
+        if words is not None:
+            words.setflags(write=False)
 
     @classmethod
     def none(cls, n: int) -> Bitmap:
@@ -85,8 +87,9 @@ class Bitmap:
         """The set of these rows, each in ``0..n-1``, in any order; ``distinct`` says that none comes twice."""
         if len(rows) * _SORT_SHARE > n:
             return cls._marked(n, rows)
-        kept = rows.astype(np.int64)
-        kept.sort()
+        ordered = rows.copy()
+        ordered.sort()
+        kept = ordered.astype(np.int64, copy=False)
         return cls(n, rows=kept if distinct else _distinct(kept))
 
     @classmethod
@@ -168,7 +171,7 @@ class Bitmap:
 
     def test(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Whether each of ``rows`` (each in ``0..n-1``) is in the set: bool, same length."""
-        if self._words is None:
+        if self._words is None and self._small:
             assert self._rows is not None
             if len(self._rows) == 0:
                 return np.zeros(rows.shape, np.bool_)
