@@ -101,6 +101,8 @@ class Prices:
     """More of one query by itself than of one among many: through a graph, and by coded lists."""
     answer_us: float = 0.0
     """Of as many more rows as coded lists find for one more answer."""
+    heeding: float = 1.0
+    """How many times as long coded lists take that heed a bitmap of few rows."""
 
     def bitmap_of(self, share: float) -> float:
         """Of making a bitmap of such a share of the rows."""
@@ -139,6 +141,10 @@ class Calibration:
     device: DeviceFace | None = field(default=None, compare=False, repr=False)
     """The same rows on a GPU, while they lie there; never kept on disk."""
     _known: _Memo = field(default_factory=_Memo, compare=False, repr=False)
+
+    def remembered(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+        """What was found from this calibration under a key before, or is now."""
+        return self._known.get(key, find)
 
     @cached_property
     def least_us(self) -> float:
@@ -238,13 +244,14 @@ class Calibration:
         more = answers_of(k, 1.0) - answers_of(DEPTHS[0], 1.0)
         return Setting(found.effort, found.recall, found.us + max(0, more) * self.prices.answer_us)
 
-    def sieve(self, selectivity: float, k: int, *, lone: bool) -> tuple[bool, float]:
-        """Whether a scan of coded lists had better heed a filter, as a bitmap, than have it choose among more rows
-        found, and what that costs, in us. ``lone``: a query by itself, which loses nothing by a bitmap of its own.
+    def sieve(self, selectivity: float, k: int, us: float, *, lone: bool) -> tuple[bool, float]:
+        """Whether a scan of coded lists that takes ``us`` had better heed a filter, as a bitmap, than have it choose
+        among more rows found, and what that costs. ``lone``: a query by itself, which loses nothing by a bitmap of its
+        own.
 
         A broad filter chooses, for what it finds tells how deep the search has looked.
         """
-        heeded_us = self.prices.bitmap_of(selectivity)
+        heeded_us = self.prices.bitmap_of(selectivity) + (self.prices.heeding - 1) * us
         if not lone:
             heeded_us += self.prices.lone_sweep_us + _APART * self.prices.call_us
         chosen_us = (answers_of(k, selectivity) - answers_of(k, 1.0)) * self.prices.answer_us
@@ -362,6 +369,14 @@ def _rounded_up(depth: float) -> float:
     """To two digits, so that what is remembered is not endless."""
     step = 10.0 ** (floor(log10(depth)) - 1)
     return ceil(depth / step - 1e-9) * step
+
+
+def rounded_down(share: float) -> float:
+    """To two digits: filters that are about as selective get one plan."""
+    if not 0.0 < share < 1.0:
+        return share
+    step = 10.0 ** (floor(log10(share)) - 1)
+    return floor(share / step + 1e-9) * step
 
 
 def _between(below: Setting, above: Setting, target: float) -> Setting:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.execution.cost import WALKED, Calibration, Setting, depth_of
+from nearfield_index.execution.cost import WALKED, Calibration, Setting, depth_of, rounded_down
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart, Rows
@@ -167,11 +167,8 @@ def _index(
         return None, "not calibrated yet"
     if scan_us <= calibration.least_us:
         return None, "fewer rows than the index would visit"
-    filtered = passing is not None
-    walked = None
-    if field.backend.is_graph:
-        walked = _walked(field, calibration, filtered, selectivity, k=k, target=target, lone=lone)
-    swept = _swept(field, calibration, selectivity, k=k, target=target, lone=lone)
+    about = rounded_down(selectivity)
+    walked, swept = _ways(field, calibration, passing is not None, about, k, target, lone)
     way, why = _cheaper(walked, swept), "cheapest at this recall"
     # Only where an index would be taken does it matter whether the rows keep together; a graph and coded lists find it
     # out on their way where many pass.
@@ -182,7 +179,7 @@ def _index(
                 # A walk among other clusters finds too little and is repeated, or in vain.
                 again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * walked.setting.us)
                 walked = walked._replace(us=walked.us + again_us)
-            swept = _swept(field, calibration, selectivity, k=k, target=target, lone=lone, together=together)
+            swept = _swept(field, calibration, about, k=k, target=target, lone=lone, together=together)
             way = _cheaper(walked, swept)
             why += ", for rows that keep together"
     if way is None:
@@ -190,6 +187,22 @@ def _index(
     if scan_us <= _WORTH * way.us:
         return None, "no dearer than the index at this recall"
     return way, why
+
+
+def _ways(
+    field: FieldPart, calibration: Calibration, filtered: bool, selectivity: float, k: int, target: float, lone: bool
+) -> tuple[_Way | None, _Way | None]:
+    """Through the graph and through the clusters, for filters that keep nothing together."""
+
+    def find() -> tuple[_Way | None, _Way | None]:
+        walked = None
+        if field.backend is not None and field.backend.is_graph:
+            walked = _walked(field, calibration, filtered, selectivity, k=k, target=target, lone=lone)
+        return walked, _swept(field, calibration, selectivity, k=k, target=target, lone=lone)
+
+    key = ("ways", selectivity, filtered, k, target, lone)
+    found: tuple[_Way | None, _Way | None] = calibration.remembered(key, find)
+    return found
 
 
 def _tells(field: FieldPart, way: _Way, selectivity: float) -> bool:
@@ -239,6 +252,6 @@ def _swept(
     if together:  # which clusters are worth a look takes a bitmap to tell
         heeded, us = True, us + prices.bitmap_of(selectivity)
     elif selectivity < 1.0 and isinstance(field.clusters, CodedIvf):
-        heeded, more_us = calibration.sieve(selectivity, k, lone=lone)
+        heeded, more_us = calibration.sieve(selectivity, k, setting.us, lone=lone)
         us += more_us
     return _Way(us, field.clusters.kind, setting, together > 0.0, heeded)

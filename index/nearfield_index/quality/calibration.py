@@ -90,7 +90,7 @@ def calibrate(
     if isinstance(lists, CodedIvf):
         swept = sweep(field, lists, probes, random, limit_us=limit)
         sweeps, places = swept.reaches, swept.places
-        prices = replace(prices, answer_us=swept.answer_us, lone_sweep_us=swept.lone_us)
+        prices = replace(prices, answer_us=swept.answer_us, lone_sweep_us=swept.lone_us, heeding=swept.heeding)
     return Calibration(source, samples, prices, reaches=reaches, curves=curves, sweeps=sweeps, places=places)
 
 

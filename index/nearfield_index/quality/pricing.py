@@ -82,12 +82,17 @@ def lone_us(search: Callable[[Floats, int], None], queries: Floats, reaches: Seq
     """How much more a query takes by itself than among others, in microseconds, with an effort as queries take it."""
     if not reaches:
         return 0.0
-    effort = next((r.effort for r in reaches if r.recall[0] >= _USUAL), reaches[-1].effort)
+    effort = usual_effort(reaches)
     together = one_thread_us(lambda some: search(some, effort), queries)
     lone = [
         one_thread_us(lambda some: search(some, effort), queries[number : number + 1]) for number in range(len(queries))
     ]
     return max(0.0, float(np.median(lone)) - together)
+
+
+def usual_effort(reaches: Sequence[Reach]) -> int:
+    """What most queries take."""
+    return next((r.effort for r in reaches if r.recall[0] >= _USUAL), reaches[-1].effort)
 
 
 def one_thread_us(search: Callable[[Floats], None], queries: Floats) -> float:

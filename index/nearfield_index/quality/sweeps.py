@@ -13,7 +13,7 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.clusters import choose, passes
 from nearfield_index.execution.cost import DEPTHS, Calibration, Prices, Reach
 from nearfield_index.filters.compiled import Compiled, Known
-from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_thread_us
+from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_thread_us, usual_effort
 from nearfield_index.quality.probes import GOOD_ENOUGH, Probe, without_own
 from nearfield_index.segments.part import FieldPart
 
@@ -23,6 +23,7 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 # Filters under which the k nearest lie deeper pass so few rows of fewer rows in all that an exact answer is cheaper.
 _DEEP, _FEW = 1_024, 64
+_HEEDED = 0.05
 
 
 _UNKNOWN = Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))
@@ -31,12 +32,14 @@ _UNKNOWN = Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))
 @dataclass(frozen=True)
 class Swept:
     """Recall by depth of every effort; where the nearest come in the ranking by codes; what the candidates of one more
-    answer cost, and what a query by itself costs more than among others, in us."""
+    answer cost, and what a query by itself costs more than among others, in us; and how many times as much one costs
+    that heeds a bitmap."""
 
     reaches: tuple[Reach, ...]
     places: tuple[float, ...]
     answer_us: float
     lone_us: float
+    heeding: float
 
 
 def sweep(
@@ -83,7 +86,21 @@ def sweep(
             probes[0].queries[:TIMED_WALKS],
             found,
         ),
+        _heeding(field, lists, narrow, probes[0].queries[:TIMED_WALKS], usual_effort(found), random),
     )
+
+
+def _heeding(
+    field: FieldPart, lists: CodedIvf, width: int, queries: Floats, effort: int, random: np.random.Generator
+) -> float:
+    within = Known(Bitmap.from_mask(random.random(len(field)) < _HEEDED))
+    plain = one_thread_us(partial(_choose, field, lists, None, width, effort=effort), queries)
+    heeded = one_thread_us(lambda some: _search(lists, some, effort, within), queries)
+    return max(1.0, heeded / plain) if plain else 1.0
+
+
+def _search(lists: CodedIvf, queries: Floats, effort: int, within: Compiled) -> None:
+    lists.search(queries, DEPTHS[0], effort=effort, within=within)
 
 
 def _places(found: Rows, wanted: Rows, n: int) -> Rows:
