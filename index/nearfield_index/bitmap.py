@@ -6,6 +6,8 @@ to a FAISS selector (``bits``) without either paying twice. The arrays of both a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,8 +17,25 @@ Words = npt.NDArray[np.uint64]
 # Eight bytes a row against one bit a row: below one row in 64 the list of rows is the smaller form.
 SPARSE_SHARE = 64
 
-# Rows in no order: past one in eight, marking and packing a mask of all rows beats sorting them.
-_SORT_SHARE = 8
+# Rows in no order: past one in sixteen, marking and packing a mask of all rows beats sorting them.
+_SORT_SHARE = 16
+
+
+class Cuts(NamedTuple):
+    """Places between rows: before row ``places[i]``, which is in the word ``words[i]`` with the bits ``after[i]``."""
+
+    places: Rows
+    words: Rows
+    after: Words
+
+    @classmethod
+    def at(cls, places: Rows) -> Cuts:
+        """Cuts before these rows, int64; one past the last row is the end of its word."""
+        words = np.maximum(places - 1, 0) >> 6
+        bits = (places - (words << 6)).astype(np.uint64)  # 0 to 64
+        full = ~np.uint64(0)
+        after = np.where(bits == 64, np.uint64(0), full << np.minimum(bits, np.uint64(63)))
+        return cls(places, words, after)
 
 
 class Bitmap:
@@ -30,15 +49,17 @@ class Bitmap:
         ``rows``: int64, sorted, distinct. ``words``: uint64, ``ceil(n / 64)`` of them, little-endian bit
         order, no bit set at or past ``n``.
         """
-        if rows is None and words is None:
-            raise ValueError("a bitmap needs rows or words")
         self.n = n
         self._rows = rows
         self._words = words
-        self._count = -1 if rows is None else len(rows)
-        for array in (rows, words):
-            if array is not None:
-                array.setflags(write=False)
+        self._count = -1
+        if rows is not None:
+            self._count = len(rows)
+            rows.setflags(write=False)
+        elif words is None:
+            raise ValueError("a bitmap needs rows or words")
+        if words is not None:
+            words.setflags(write=False)
 
     @classmethod
     def none(cls, n: int) -> Bitmap:
@@ -66,8 +87,9 @@ class Bitmap:
         """The set of these rows, each in ``0..n-1``, in any order; ``distinct`` says that none comes twice."""
         if len(rows) * _SORT_SHARE > n:
             return cls._marked(n, rows)
-        kept = rows.astype(np.int64)
-        kept.sort()
+        ordered = rows.copy()
+        ordered.sort()
+        kept = ordered.astype(np.int64, copy=False)
         return cls(n, rows=kept if distinct else _distinct(kept))
 
     @classmethod
@@ -149,7 +171,7 @@ class Bitmap:
 
     def test(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Whether each of ``rows`` (each in ``0..n-1``) is in the set: bool, same length."""
-        if self._words is None:
+        if self._words is None and self._small:
             assert self._rows is not None
             if len(self._rows) == 0:
                 return np.zeros(rows.shape, np.bool_)
@@ -160,16 +182,16 @@ class Bitmap:
         shifted: npt.NDArray[np.uint8] = bits[rows >> 3] >> (rows & 7).astype(np.uint8)
         return (shifted & np.uint8(1)).view(np.bool_)
 
-    def before(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """How many rows of the set lie before each of ``places`` (each in ``0..n``): int64, same length."""
+    def before(self, cuts: Cuts) -> npt.NDArray[np.int64]:
+        """How many rows of the set lie before each cut (each in ``0..n``): int64, same length."""
         if self._words is None:
             assert self._rows is not None
-            return np.searchsorted(self._rows, places)
-        counts = np.zeros(len(self._words) + 1, np.int64)
-        np.cumsum(np.bitwise_count(self._words), out=counts[1:])
-        word, bit = places >> 6, (places & 63).astype(np.uint64)
-        within = self._words[np.minimum(word, len(self._words) - 1)] & ((np.uint64(1) << bit) - np.uint64(1))
-        return np.asarray(counts[word] + np.bitwise_count(within))
+            return np.searchsorted(self._rows, cuts.places)
+        upto = np.bitwise_count(self._words).cumsum(dtype=np.int64)
+        if not len(upto):
+            return np.zeros(len(cuts.places), np.int64)
+        counts: npt.NDArray[np.int64] = upto[cuts.words] - np.bitwise_count(self._words[cuts.words] & cuts.after)
+        return counts
 
     def __contains__(self, row: object) -> bool:
         if not isinstance(row, int | np.integer) or not 0 <= row < self.n:

@@ -58,8 +58,7 @@ from nearfield_index.writes import DeletePoints, PointWrite
 
 _log = logging.getLogger(__name__)
 
-_RETRIES = 3
-_AT_ONCE = nullcontext()
+_RETRIES = 2
 _CHECKED_ROWS = 2_000
 WORKLOAD = "workload"
 
@@ -242,7 +241,7 @@ class Collection:
         points: list[StoredPoint] = []
         vectors: dict[str, dict[int, Any]] = {}
         for waiting in (False, True):
-            with self.commits.turn if waiting else _AT_ONCE:
+            with self.commits.turn if waiting else nullcontext():
                 if expr is None:
                     keys = self.store.keys(after=after, limit=limit)
                 else:
@@ -287,35 +286,42 @@ class Collection:
         wanted = query.recall if query.recall >= 1.0 else min(0.9999, query.recall + self.monitor.margin)
         count = query.k + query.offset + (query.ids is not None)
         search = Search(query.field, vectors, query.filters, count, wanted, deadline, explain=query.explain)
+        for _ in range(_RETRIES):
+            answer = self._answer(query, search)
+            if answer is not None:
+                break
+        else:
+            with self.commits.turn:  # writers were quicker every time: they wait once
+                answer = self._answer(query, search)
+        assert answer is not None
+        self._note(query, vectors, answer.report)
+        return answer
+
+    def _answer(self, query: Query, search: Search) -> Answer | None:
+        """The answer by the view of now; None where points of it died before they could be read."""
         metric = self.schema.vectors[query.field].metric
+        view, find_keys = self.view_for(query.filters, query.ids or ())
+        fitted = fit_for(view, query) if view.fits or query.hubness == "on" else None
+        if fitted is None:
+            whole, report = run(view, search, metric, self.builder.calibrations, find_keys)
+            found, used = _cut(whole, query, find_keys), None
+        else:
+            whole, report, used = search_normalised(view, search, *fitted, metric, self.builder.calibrations, find_keys)
+            found = _cut(whole, query._replace(min_score=None), find_keys)
         stored: dict[int, StoredPoint] = {}
         loaded: dict[str, dict[int, Any]] = {}
-        for attempt in range(_RETRIES):
-            # Where writers are quicker than the search every time, they wait once.
-            with self.commits.turn if attempt == _RETRIES - 1 else _AT_ONCE:
-                view, find_keys = self.view_for(query.filters, query.ids or ())
-                fitted = fit_for(view, query) if view.fits or query.hubness == "on" else None
-                if fitted is None:
-                    whole, report = run(view, search, metric, self.builder.calibrations, find_keys)
-                    found, used = _cut(whole, query, find_keys), None
-                else:
-                    whole, report, used = search_normalised(
-                        view, search, *fitted, metric, self.builder.calibrations, find_keys
-                    )
-                    found = _cut(whole, query._replace(min_score=None), find_keys)
-                if not query.selection.anything:
-                    break
-                pks = np.unique(found.pks[found.pks >= 0])
-                with self.store.snapshot():
-                    stored = self._stored(pks)
-                    loaded = self._vectors(stored, query.selection)
-            if len(stored) == len(pks):
-                break
-        self._note(query, vectors, report)
-        if used is None:
-            self.monitor.consider(view, search, query.recall, metric, find_keys, whole, report)
-            return Answer(view, found, _ids(view, found), stored, loaded, report)
-        return self._normalised(Answer(view, found, _ids(view, found), stored, loaded, report, used), query, metric)
+        if query.selection.anything:
+            pks = np.unique(found.pks[found.pks >= 0])
+            with self.store.snapshot():
+                stored = self._stored(pks)
+                loaded = self._vectors(stored, query.selection)
+            if len(stored) < len(pks):
+                return None
+        answer = Answer(view, found, _ids(view, found), stored, loaded, report, used)
+        if used is not None:
+            return self._normalised(answer, query, metric)
+        self.monitor.consider(view, search, query.recall, metric, find_keys, whole, report)
+        return answer
 
     def _normalised(self, answer: Answer, query: Query, metric: Metric) -> Answer:
         """The answer with bias and raw score of each hit. ``min_score`` is about raw scores, as without a fit."""
@@ -387,10 +393,9 @@ class Collection:
         if self.workload.note(query.field, query.filters, vectors):
             self.builder.layouts.watch(self.name)
         if query.ids is None and len(vectors):
-            before = len(vectors) + ENOUGH_QUERIES
             self.hubness.note(query.field, vectors)
-            held = self.reservoir.add(query.field, vectors)
-            if ENOUGH_QUERIES <= held < before and self._calibrated_on_rows(query.field):
+            over = self.reservoir.add(query.field, vectors) - ENOUGH_QUERIES
+            if 0 <= over < len(vectors) and self._calibrated_on_rows(query.field):
                 self.builder.schedule_calibration()
 
     def note_reranked(self, query: Query, vectors: Any, rerank: Rerank) -> None:

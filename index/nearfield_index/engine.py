@@ -305,14 +305,15 @@ class Engine:
             reply["meta"]["ms"] = round((time.perf_counter() - start) * 1e3, 3)
             return reply
         answer = collection.search(query)
-        estimate = round(answer.report.recall, 4) if query.size else None
+        size = query.size
+        recall: Json = {"target": query.recall, "estimate": round(answer.report.recall, 4) if size else None}
+        if size == 1:
+            recall["interval"] = collection.monitor.interval(answer.report)
         meta: Json = {
             "sequence": answer.view.sequence,
             "warnings": collection.warnings(answer.view, query.filters),
-            "recall": {"target": query.recall, "estimate": estimate},
+            "recall": recall,
         }
-        if query.size == 1:
-            meta["recall"]["interval"] = collection.monitor.interval(answer.report)
         if query.explain:
             meta["plans"] = answer.report.plans
         if answer.normalised is not None:

@@ -90,6 +90,11 @@ class Schema:
         """Declared types by attribute, in the words of the wire."""
         return {name: str(kind) for name, kind in self.attributes.items()}
 
+    @cached_property
+    def default_field(self) -> str:
+        """The vector field of a query that names none."""
+        return DEFAULT_FIELD if DEFAULT_FIELD in self.vectors else next(iter(self.vectors))
+
     def field(self, name: str, *, at: str = "field") -> VectorField:
         """The vector field of that name; raises :class:`InvalidRequest` naming those there are."""
         found = self.vectors.get(name)

@@ -44,7 +44,7 @@ def as_vector(value: object, *, dim: int, at: str, metric: Metric) -> Floats:
     if array.ndim != 1:
         raise InvalidRequest(f"must be one vector of {dim} numbers", code="vector_shape", field=at)
     if array.dtype == np.float32 and array.flags.c_contiguous and len(array) == dim:
-        square = float(np.dot(array, array))
+        square = float(array.dot(array))
         if 1e-30 < square < _LARGEST:  # finite, not zero, not huge: nothing left to find
             return array
     vector: Floats = _check(array.reshape(1, -1), dim=dim, at=at, metric=metric)[0]

@@ -167,9 +167,6 @@ def facet(name: str, field: str, *, where: Where = None, limit: int | None = Non
     return Operation("facet", _facet_values, name, body)
 
 
-_OPTIONS = ("field", "recall", "min_score", "after", "timeout_ms", "hubness", "hubness_strength")
-
-
 def query(
     name: str,
     q: Any = None,
@@ -202,10 +199,20 @@ def query(
         body["filters"] = [compile_where(each, "wheres") or {} for each in wheres]
     if rerank is not None:
         body["rerank"] = plain(dict(rerank))
-    given = (field, recall, min_score, after, timeout_ms, hubness, hubness_strength)
-    for option, value in zip(_OPTIONS, given, strict=True):
-        if value is not None:
-            body[option] = value
+    if field is not None:
+        body["field"] = field
+    if recall is not None:
+        body["recall"] = recall
+    if min_score is not None:
+        body["min_score"] = min_score
+    if after is not None:
+        body["after"] = after
+    if timeout_ms is not None:
+        body["timeout_ms"] = timeout_ms
+    if hubness is not None:
+        body["hubness"] = hubness
+    if hubness_strength is not None:
+        body["hubness_strength"] = hubness_strength
     if offset:
         body["offset"] = offset
     if exact:

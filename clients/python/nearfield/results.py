@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 from typing import Any, overload
 
 import numpy as np
@@ -93,11 +95,11 @@ class Hits(Sequence[Hit]):
 
     @cached_property
     def ids(self) -> np.ndarray:
-        return _id_array([row["id"] for row in self._rows])
+        return _id_array(self._rows)
 
     @cached_property
     def scores(self) -> np.ndarray:
-        return np.array([row["score"] for row in self._rows], dtype=np.float64)
+        return np.array(list(map(_score_of, self._rows)), dtype=np.float64)
 
     @property
     def plans(self) -> list[dict[str, Any]]:
@@ -158,12 +160,13 @@ class ManyHits(Sequence[Hits]):
 
     @cached_property
     def ids(self) -> np.ndarray:
-        ids = _id_array([row["id"] for rows in self._lists for row in rows])
+        ids = _id_array(chain.from_iterable(self._lists))
         return self._padded(ids, None if ids.dtype == object else -1)
 
     @cached_property
     def scores(self) -> np.ndarray:
-        return self._padded(np.array([row["score"] for rows in self._lists for row in rows], np.float64), np.nan)
+        scores = map(_score_of, chain.from_iterable(self._lists))
+        return self._padded(np.array(list(scores), dtype=np.float64), np.nan)
 
     def _padded(self, values: np.ndarray, padding: object) -> np.ndarray:
         """Values of all hits in a row, as one row of k for each query."""
@@ -245,7 +248,11 @@ def _decode_vectors(row: Reply) -> dict[str, np.ndarray]:
     return {name: wire_vectors.decode(value) for name, value in (row.get("vectors") or {}).items()}
 
 
-def _id_array(ids: list[Id]) -> np.ndarray:
+_id_of, _score_of = itemgetter("id"), itemgetter("score")
+
+
+def _id_array(rows: Iterable[Reply]) -> np.ndarray:
+    ids = list(map(_id_of, rows))
     if set(map(type, ids)) <= {int}:
         return np.array(ids, dtype=np.int64)
     held = np.empty(len(ids), dtype=object)

@@ -32,8 +32,9 @@ def stored(vectors: Floats, metric: Metric) -> Floats:
     if metric is Metric.DOT:
         return vectors
     if len(vectors) == 1 and metric is Metric.COSINE:  # one query, the common case
-        doubles = vectors[0].astype(np.float64)
-        return np.asarray(doubles / sqrt(doubles @ doubles), dtype=np.float32).reshape(1, -1)
+        doubles = vectors.astype(np.float64)
+        doubles /= sqrt(doubles[0].dot(doubles[0]))
+        return doubles.astype(np.float32)
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     if metric is Metric.COSINE:
         return np.asarray(vectors / np.sqrt(squares)[:, None], dtype=np.float32)

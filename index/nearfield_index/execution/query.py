@@ -15,7 +15,6 @@ from nearfield_index.limits import Limits
 from nearfield_index.points import PointId, check_ids
 from nearfield_index.ranking.request import Rerank, check_counts, parse_rerank
 from nearfield_index.schema import (
-    DEFAULT_FIELD,
     Schema,
     check_attribute_name,
     check_flag,
@@ -82,12 +81,12 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
     """Check a query request. Raises :class:`InvalidRequest` naming the field at fault."""
     get = check_object(body, at="body", known=_KEYS).get
     _refuse_unbuilt(get("vector"))
-    name = get("field", DEFAULT_FIELD if DEFAULT_FIELD in schema.vectors else next(iter(schema.vectors)))
+    name = get("field", schema.default_field)
     if not isinstance(name, str):
         raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
     field = schema.field(name)
     k = check_int(get("k", 10), at="k", low=1, high=limits.k)
-    offset = check_int(get("offset", 0), at="offset", low=0, high=limits.k)
+    offset = check_int(body["offset"], at="offset", low=0, high=limits.k) if "offset" in body else 0
     if k + offset > limits.k:
         raise InvalidRequest(f"k + offset is at most {limits.k}", field="offset")
     vectors, ids = _parse_target(body, field, limits)
@@ -101,7 +100,7 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         )
     recall, timeout, minimum, after, rerank = map(get, ("recall", "timeout_ms", "min_score", "after", "rerank"))
     recall = schema.index.recall if recall is None else check_recall(recall, at="recall")
-    if check_flag(get("exact", False), at="exact"):
+    if "exact" in body and check_flag(body["exact"], at="exact"):
         recall = 1.0
     return Query(
         name,
@@ -115,7 +114,7 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         recall,
         None if after is None else check_int(after, at="after", low=0, high=2**63 - 1),
         None if timeout is None else check_int(timeout, at="timeout_ms", low=1, high=3_600_000) / 1000,
-        check_flag(get("explain", False), at="explain"),
+        "explain" in body and check_flag(body["explain"], at="explain"),
         *_parse_hubness(body),
         None if rerank is None else _parse_rerank(rerank, count, k + offset, limits),
     )

@@ -134,9 +134,8 @@ def _rows_of_all(attribute: Attribute, values: Values) -> Bitmap:
 
 def _spans(attribute: Attribute, expr: Range) -> list[Compiled]:
     """The values in the range: one run of them per class."""
-    names = ("integer", "float") if expr.kind == "number" else ("datetime",)
     parts: list[Compiled] = []
-    for name in names:
+    for name in ("integer", "float") if expr.kind == "number" else ("datetime",):
         part = attribute.sorted.get(name)
         if part is None:
             continue

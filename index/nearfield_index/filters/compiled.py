@@ -20,6 +20,9 @@ from nearfield_index.storage.postings import Codes, Positions, Postings
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+# Past one row in eight, looking at the value numbers of all rows beats marking those that pass one by one.
+_LOOKED_UP = 8
+
 
 class Compiled(ABC):
     """Rows ``0..n-1`` that pass. Immutable; what was made once is kept."""
@@ -114,7 +117,8 @@ class Span(_Posted):
     """Rows that hold one of the values ``first..last-1`` of one part of an attribute."""
 
     def __init__(self, n: int, postings: Postings, first: int, last: int) -> None:
-        super().__init__(n, postings)
+        self.n = n
+        self._postings = postings
         self._first = first
         self._last = max(first, last)
 
@@ -137,7 +141,7 @@ class Span(_Posted):
         rows = self._postings.span(self._first, self._last)
         if self._last - self._first <= 1:
             return Bitmap.from_rows(self.n, rows)
-        if len(rows) * SPARSE_SHARE > self.n and (codes := self._postings.codes(self.n)) is not None:
+        if len(rows) * _LOOKED_UP > self.n and (codes := self._postings.codes(self.n)) is not None:
             return Bitmap.from_mask(self._passes(codes))
         return Bitmap.from_unordered(self.n, rows, distinct=self._postings.single(self.n))
 
@@ -164,7 +168,7 @@ class Places(_Posted):
 
     def _bitmap(self) -> Bitmap:
         rows = self._postings.take(self._positions)
-        if len(rows) * SPARSE_SHARE > self.n and (codes := self._postings.codes(self.n)) is not None:
+        if len(rows) * _LOOKED_UP > self.n and (codes := self._postings.codes(self.n)) is not None:
             return Bitmap.from_mask(self._passes(codes))
         if len(self._positions) == 1:
             return Bitmap.from_rows(self.n, rows)

@@ -54,9 +54,7 @@ class _Parser:
 
     def __init__(self, declared: Mapping[str, str], limits: Limits) -> None:
         self.declared = declared
-        self.depth = min(limits.filter_depth, _DEEPEST)
-        self.conditions = limits.filter_conditions
-        self.values = limits.filter_values
+        self.limits = limits
         self.groups_seen = 0
         self.conditions_seen = 0
 
@@ -70,17 +68,18 @@ class _Parser:
                 hint='such as {"color": "red"}; {} matches every point',
                 value=body,
             )
-        if depth > self.depth:
+        if depth > self.limits.filter_depth or depth > _DEEPEST:
             raise refuse(
-                f"the filter is nested deeper than {self.depth}",
+                f"the filter is nested deeper than {min(self.limits.filter_depth, _DEEPEST)}",
                 path,
                 code="filter_too_deep",
                 hint="flatten $and and $or",
             )
         self.groups_seen += 1
-        if self.groups_seen > self.conditions:
+        if self.groups_seen > self.limits.filter_conditions:
             raise self._too_large(path)
-        return all_of([self._entry(name, operand, (path, name), depth) for name, operand in body.items()])
+        parts = [self._entry(name, operand, (path, name), depth) for name, operand in body.items()]
+        return parts[0] if len(parts) == 1 else all_of(parts)
 
     def _entry(self, name: object, operand: object, path: Path, depth: int) -> Expr:
         if not isinstance(name, str) or not operands.is_text(name):
@@ -107,13 +106,13 @@ class _Parser:
     def _list(self, operand: object, path: Path, depth: int) -> Iterator[Expr]:
         if not isinstance(operand, list | tuple):
             raise refuse("the operand must be a list of filters", path, hint="[{..}, {..}]", value=operand)
-        if self.groups_seen + len(operand) > self.conditions:
+        if self.groups_seen + len(operand) > self.limits.filter_conditions:
             raise self._too_large(path)
         return (self.group(item, place, depth + 1) for place, item in operands.places(path, operand))
 
     def _too_large(self, path: Path) -> InvalidRequest:
         return refuse(
-            f"the filter has more than {self.conditions} conditions",
+            f"the filter has more than {self.limits.filter_conditions} conditions",
             path,
             code="filter_too_large",
             hint="use in for many values of one attribute",
@@ -121,7 +120,7 @@ class _Parser:
 
     def _count(self, conditions: int, path: Path) -> None:
         self.conditions_seen += conditions
-        if self.conditions_seen > self.conditions:
+        if self.conditions_seen > self.limits.filter_conditions:
             raise self._too_large(path)
 
     def _id(self, operand: object, path: Path) -> Expr:
@@ -134,7 +133,7 @@ class _Parser:
             if operator in ("eq", "ne"):
                 wanted = has_ids([operands.point_id(value, inner)])
             else:
-                items = operands.sequence(value, inner, self.values)
+                items = operands.sequence(value, inner, self.limits.filter_values)
                 wanted = has_ids([operands.point_id(item, place) for place, item in operands.places(inner, items)])
             parts.append(negate(wanted) if operator in ("ne", "nin") else wanted)
         return all_of(parts)
@@ -155,7 +154,7 @@ class _Parser:
                 parts.append(_CONDITIONS[operator](self, name, value, (path, operator)))
         if bounds:
             parts.append(self._range(name, bounds, path))
-        return all_of(parts)
+        return parts[0] if len(parts) == 1 else all_of(parts)
 
     def _operators(
         self, operand: Mapping[Any, object], allowed: tuple[str, ...], path: Path
@@ -179,7 +178,7 @@ class _Parser:
         ends: dict[str, Number] = {}
         for operator, value in given.items():
             ends[operator] = operands.bound(value, declared, (path, operator))
-        lower, above, upper, below = ends.get("gte"), ends.get("gt"), ends.get("lte"), ends.get("lt")
+        lower, above, upper, below = map(ends.get, ("gte", "gt", "lte", "lt"))
         open_below = above is not None and (lower is None or above >= lower)
         open_above = below is not None and (upper is None or below <= upper)
         return between(
@@ -202,14 +201,14 @@ class _Parser:
         return all_of([Exists(name), negate(self.equal(name, operand, path))])
 
     def one_of(self, name: str, operand: object, path: Path) -> Expr:
-        values = operands.listed(operand, path, self.values)
+        values = operands.listed(operand, path, self.limits.filter_values)
         return match_any(name, operands.conform(values, self.declared.get(name), path))
 
     def none_of(self, name: str, operand: object, path: Path) -> Expr:
         return all_of([Exists(name), negate(self.one_of(name, operand, path))])
 
     def every(self, name: str, operand: object, path: Path) -> Expr:
-        values = operands.listed(operand, path, self.values)
+        values = operands.listed(operand, path, self.limits.filter_values)
         return match_all(name, operands.conform(values, self.declared.get(name), path))
 
     def exists(self, name: str, operand: object, path: Path) -> Expr:

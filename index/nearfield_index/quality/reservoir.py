@@ -43,15 +43,12 @@ class QueryReservoir:
             if len(vectors) > _PER_CALL:
                 vectors = vectors[self._random.choice(len(vectors), _PER_CALL, replace=False)]
             held, count, seen = self._held[field], self._count[field], self._seen[field]
-            free = min(_SIZE - count, len(vectors))
-            if free:
-                held[count : count + free] = vectors[:free]
-                self._count[field] = count = count + free
-            for number in range(free, len(vectors)):
-                place = int(random.random() * (seen + 1))
+            for number in range(len(vectors)):
+                place = count if count < _SIZE else int(random.random() * (seen + 1))
                 if place < _SIZE:
                     held[place] = vectors[number]
-            self._seen[field] = seen + len(vectors)
+                    count = max(count, place + 1)
+            self._count[field], self._seen[field] = count, seen + len(vectors)
             return count
 
     def replace(self, field: str, vectors: Floats) -> None:

@@ -96,8 +96,9 @@ class WorkloadLog:
         """Where the next entry goes; ``_SIZE`` or more: nowhere."""
         with self._lock:
             self.seen += 1
-            held = len(self._entries)
-            return held if held < _SIZE else int(random.random() * min(self.seen, _REACH))
+            if len(self._entries) < _SIZE:
+                return len(self._entries)
+            return int(random.random() * (self.seen if self.seen < _REACH else _REACH))
 
     def _put(self, place: int, expr: Expr, vector: Floats | None) -> bool:
         kept = vector.copy() if vector is not None and place % _WITH_VECTOR == 0 else None

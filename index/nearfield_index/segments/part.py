@@ -204,8 +204,9 @@ class FilterCache:
         if expr.point_ids():
             return made
         with self._lock:
-            if self._held.setdefault(expr, made) is made:
+            held = self._held
+            if held.setdefault(expr, made) is made:
                 self._bytes += made.nbytes
-                while len(self._held) > 1 and (self._bytes > _CACHE_BYTES or len(self._held) > _CACHE_ENTRIES):
-                    self._bytes -= self._held.popitem(last=False)[1].nbytes
+                while len(held) > _CACHE_ENTRIES or (self._bytes > _CACHE_BYTES and len(held) > 1):
+                    self._bytes -= held.popitem(last=False)[1].nbytes
         return made
