@@ -28,9 +28,8 @@ _TAIL = (0.90, 0.98)
 _SLACK = 2.0
 """How much longer than a bell curve's a clean tail may be, beyond 98 %."""
 _MANY = 500
-"""Of fewer items those above 90 % are too few to tell how long the tail is: it is taken for longer, up to twice."""
-_QUARTER = 1_000
-"""Items of which a quarter of one is to be above. Of fewer, none is."""
+"""Of fewer items those above 90 % are too few to tell how long the tail is: it is taken for longer, up to twice. Nor
+have they a quantile of one in four thousand: none of them is above the farthest."""
 
 
 @dataclass(frozen=True)
@@ -82,4 +81,4 @@ def _limit(values: Doubles, enough: float) -> float:
 
 def _own(values: Doubles) -> float:
     """The items' own quantile; where there are few that lies just below the farthest of them: then that one's value."""
-    return float(np.quantile(values, 1 - _SHARE) if len(values) >= _QUARTER else values.max())
+    return float(np.quantile(values, 1 - _SHARE) if len(values) >= _MANY else values.max())
