@@ -21,7 +21,9 @@ Path = str | tuple[Any, object]
 """Where a part of a filter stands: text, or a path with one more name, which becomes text only in an error."""
 
 
-def refuse(message: str, path: Path, *, code: str = "filter_operand", hint: str, value: object = None) -> InvalidRequest:
+def refuse(
+    message: str, path: Path, *, code: str = "filter_operand", hint: str, value: object = None
+) -> InvalidRequest:
     """The error to raise for the part of the filter at ``path``; of ``value`` only the type is kept."""
     return InvalidRequest(message, code=code, field=told(path), value=type(value).__name__, hint=hint)
 
