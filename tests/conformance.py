@@ -1,7 +1,8 @@
 """What every backend must do, whatever it is made of: one suite over backends x metrics.
 
-Whoever runs it imports its tests and gives a fixture ``kind`` with the kinds of backends as parameters: the CPU's in
-``tests/index/backends``, those of a GPU on a GPU in ``tests/gpu``, and on a stand-in in ``tests/index/backends/gpu``.
+Whoever runs it imports ``*`` (its tests and the fixtures they need) and gives a fixture ``kind`` with the kinds of
+backends as parameters: the CPU's in ``tests/index/backends``, those of a GPU on a GPU in ``tests/gpu``, and on a
+stand-in in ``tests/index/backends/gpu``.
 """
 
 from __future__ import annotations
@@ -263,3 +264,6 @@ def test_tiny_inputs(build: Callable[[Array], Case], n: int) -> None:
     queries = case.queries(clustered(3, DIM, 10))
     _, rows = case.search(queries, 5)
     assert [sorted(r[r >= 0].tolist()) for r in rows] == [sorted(t) for t in case.truth(queries, 5).tolist()]
+
+
+__all__ = ["asked", "build", "case", "metric", *(name for name in globals() if name.startswith("test_"))]

@@ -6,6 +6,8 @@ to a FAISS selector (``bits``) without either paying twice. The arrays of both a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,23 @@ SPARSE_SHARE = 64
 
 # Rows in no order: past one in sixteen, marking and packing a mask of all rows beats sorting them.
 _SORT_SHARE = 16
+
+
+class Cuts(NamedTuple):
+    """Places between rows: before row ``places[i]``, which is in the word ``words[i]`` with the bits ``after[i]``."""
+
+    places: Rows
+    words: Rows
+    after: Words
+
+    @classmethod
+    def at(cls, places: Rows) -> Cuts:
+        """Cuts before these rows, int64; one past the last row is the end of its word."""
+        words = np.maximum(places - 1, 0) >> 6
+        bits = (places - (words << 6)).astype(np.uint64)  # 0 to 64
+        full = ~np.uint64(0)
+        after = np.where(bits == 64, np.uint64(0), full << np.minimum(bits, np.uint64(63)))
+        return cls(places, words, after)
 
 
 class Bitmap:
@@ -163,16 +182,16 @@ class Bitmap:
         shifted: npt.NDArray[np.uint8] = bits[rows >> 3] >> (rows & 7).astype(np.uint8)
         return (shifted & np.uint8(1)).view(np.bool_)
 
-    def before(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """How many rows of the set lie before each of ``places`` (each in ``0..n``): int64, same length."""
+    def before(self, cuts: Cuts) -> npt.NDArray[np.int64]:
+        """How many rows of the set lie before each cut (each in ``0..n``): int64, same length."""
         if self._words is None:
             assert self._rows is not None
-            return np.searchsorted(self._rows, places)
-        counts = np.zeros(len(self._words) + 1, np.int64)
-        np.cumsum(np.bitwise_count(self._words), out=counts[1:])
-        word, bit = places >> 6, (places & 63).astype(np.uint64)
-        within = self._words[np.minimum(word, len(self._words) - 1)] & ((np.uint64(1) << bit) - np.uint64(1))
-        return np.asarray(counts[word] + np.bitwise_count(within))
+            return np.searchsorted(self._rows, cuts.places)
+        upto = np.bitwise_count(self._words).cumsum(dtype=np.int64)
+        if not len(upto):
+            return np.zeros(len(cuts.places), np.int64)
+        counts: npt.NDArray[np.int64] = upto[cuts.words] - np.bitwise_count(self._words[cuts.words] & cuts.after)
+        return counts
 
     def __contains__(self, row: object) -> bool:
         if not isinstance(row, int | np.integer) or not 0 <= row < self.n:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearfield_index.bitmap import Bitmap
+from nearfield_index.bitmap import Bitmap, Cuts
 
 SIZES = st.one_of(st.integers(0, 300), st.sampled_from([63, 64, 65, 127, 128, 129, 5000]))
 
@@ -96,7 +96,7 @@ def test_how_many_lie_before(n: int) -> None:
     mask = np.random.default_rng(n).random(n) < 0.4
     for bitmap in (Bitmap.from_mask(mask), Bitmap.from_rows(n, np.flatnonzero(mask)), Bitmap.none(n), Bitmap.all(n)):
         wanted = np.concatenate([[0], np.cumsum(bitmap.mask())])
-        assert np.array_equal(bitmap.before(np.arange(n + 1)), wanted)
+        assert np.array_equal(bitmap.before(Cuts.at(np.arange(n + 1))), wanted)
 
 
 def test_bits_past_the_end_are_dropped() -> None:

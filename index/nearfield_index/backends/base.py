@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from nearfield_index.bitmap import Bitmap
+from nearfield_index.bitmap import Bitmap, Cuts
 from nearfield_index.schema import Metric
 from nearfield_index.storage.vectors import MappedVectors
 
@@ -68,7 +68,7 @@ class Lists:
 
     def passing(self, within: Bitmap) -> Rows:
         """How many rows of a set lie in each cluster."""
-        return self.sums(np.diff(within.before(self.offsets)))
+        return self.sums(np.diff(within.before(self._ends)))
 
     def by_cluster(self) -> Rows:
         """Every row, cluster after cluster."""
@@ -76,6 +76,10 @@ class Lists:
         cluster = np.arange(len(sizes)) if self.of is None else self.of
         order: Rows = np.argsort(np.repeat(cluster, sizes), kind="stable")
         return order
+
+    @cached_property
+    def _ends(self) -> Cuts:
+        return Cuts.at(self.offsets)
 
     def _lists_of(self, clusters: Rows) -> Rows:
         order, starts = self._places
@@ -102,11 +106,13 @@ class Space:
 @dataclass(frozen=True)
 class BuildParams:
     """Recorded in the segment: ``m`` links a node, ``ef_construction`` the build effort, ``rescored`` how many rows
-    are scored again for one that is wanted, where codes rank."""
+    are scored again for one that is wanted, where codes rank, and ``farther`` how many times more where the best may be
+    far away."""
 
     m: int
     ef_construction: int
     rescored: int = 4
+    farther: int = 4
 
 
 class Searcher(Protocol):

@@ -6,7 +6,8 @@ from registers (fast scan, arXiv 1812.09162) at a few nanoseconds a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any, Self
@@ -39,9 +40,6 @@ _TRAINED = 20_000
 _ADDED = 65_536
 _SEED = 20_261_125
 
-BROAD = 0.07
-"""Filters that pass so much are put to what was found; others are made bitmaps first."""
-
 # Codes rank roughly, so more rows are scored again than are wanted: times a number of the segment's own.
 _MORE = 15
 _RESCORED = (4, 6, 8, 12, 16, 24, 32)
@@ -49,8 +47,9 @@ _JUDGED, _WANTED, _ENOUGH = 64, 10, 0.985
 # Times the lists where the query's own does not pass, and where those around it are thinned out.
 _AWAY = 2
 _DEPLETED = 4
-# Times the rows that are scored again where they may be far away: there, many are about as far.
-_FARTHER = 4
+# More are scored again where the best may be far away: there, many are about as far. Judged behind windows of rows.
+_FARTHER = (1, 2, 4)
+_WINDOWS, _WINDOW = 4, 0.1
 VALUES = 4_000_000
 """Rows found, of all queries together, at a time."""
 
@@ -58,9 +57,9 @@ VALUES = 4_000_000
 class CodedIvf(Ivf):
     """The lists of :class:`Ivf` behind codes; ``effort`` is how many are scanned (nprobe)."""
 
-    def __init__(self, codes: Any, space: Space, nbytes: int, rescored: int) -> None:
+    def __init__(self, codes: Any, space: Space, nbytes: int, params: BuildParams) -> None:
         super().__init__(space)
-        self._rescored = rescored
+        self._params = params
         self._count = len(space.vectors.matrix)
         codes.implem = BY_QUERY
         near = faiss.downcast_index(codes.quantizer)
@@ -101,7 +100,7 @@ class CodedIvf(Ivf):
 
     @classmethod
     def open(cls, path: Path, space: Space, params: BuildParams) -> Self:
-        return cls(faiss.read_index(str(path)), space, path.stat().st_size, params.rescored)
+        return cls(faiss.read_index(str(path)), space, path.stat().st_size, params)
 
     @property
     def nbytes(self) -> int:
@@ -109,32 +108,53 @@ class CodedIvf(Ivf):
 
     def width_of(self, k: int) -> int:
         """How many rows are scored again for k of them."""
-        return min(self._count, self._rescored * (k + _MORE))
+        return min(self._count, self._params.rescored * (k + _MORE))
 
     def candidates_of(self, k: int, selectivity: float) -> int:
-        """How many rows are to be found for a filter of this selectivity to choose the k from."""
-        return min(self._count, ceil(self._rescored * answers_of(k, selectivity)))
+        """How many rows are to be found for a filter that passes such a share to choose the k from."""
+        return min(self._count, ceil(self._params.rescored * answers_of(k, selectivity)))
 
-    def rescored(self) -> int:
-        """How many rows a wanted one takes to be scored again, judged by the nearest of some rows."""
+    def measured(self) -> BuildParams:
+        """How many rows a wanted one takes to be scored again, near and farther, judged by the nearest of some rows."""
         asked = np.sort(np.random.default_rng(_SEED).permutation(self._count)[:_JUDGED])
         queries = np.ascontiguousarray(self.space.vectors.matrix[asked])
         if self.space.metric is Metric.L2:
             queries[:, -1] = 1.0
-        wanted = self.space.vectors.flat.search(queries, min(_WANTED, self._count))[1]
-        rows = self.candidates(queries, _RESCORED[-1] * (_WANTED + _MORE), len(self.space.lists.centroids))
-        for times in _RESCORED:
-            scored = rows[:, : times * (_WANTED + _MORE)]
-            if np.mean([np.isin(*pair).mean() for pair in zip(wanted, scored, strict=True)]) >= _ENOUGH:
-                return times
-        return _RESCORED[-1]
+        most = _RESCORED[-1] * (_WANTED + _MORE)
+        rescored = self._enough(queries, None, most, [times * (_WANTED + _MORE) for times in _RESCORED])
+        rescored //= _WANTED + _MORE
+        self._params = replace(self._params, rescored=rescored)
+        usual = self.width_of(_WANTED)
+        widths = [usual * times for times in _FARTHER]
+        size = max(1, int(self._count * _WINDOW))
+        farther = 1
+        for start in np.linspace(0, self._count - size, _WINDOWS).astype(np.int64).tolist():
+            window = Bitmap.from_rows(self._count, np.arange(start, start + size))
+            others = queries[(asked < start) | (asked >= start + size)]
+            if len(others):
+                farther = max(farther, self._enough(others, window, widths[-1], widths) // usual)
+        self._params = replace(self._params, farther=farther)
+        return self._params
+
+    def _enough(self, queries: Floats, within: Bitmap | None, most: int, widths: Sequence[int]) -> int:
+        """The least of these numbers of candidates, of ``most`` that the codes rank first, among which the nearest
+        are."""
+        flat = self.space.vectors.flat
+        sel = faiss.IDSelectorAll() if within is None else faiss.IDSelectorBitmap(within.bits())
+        count = min(_WANTED, self._count if within is None else within.count)
+        wanted = flat.search(queries, count, params=faiss.SearchParameters(sel=sel))[1]
+        rows = self.candidates(queries, most, len(self.space.lists.centroids), within)
+        for width in widths:
+            if np.mean([np.isin(*pair).mean() for pair in zip(wanted, rows[:, :width], strict=True)]) >= _ENOUGH:
+                return width
+        return widths[-1]
 
     def search(
         self, queries: Floats, k: int, *, effort: int, within: Bitmap | RowTest | None, deep: int = 0
     ) -> tuple[Floats, Rows]:
         """As every backend. A bitmap also tells which lists have rows that pass, and only those are scanned then;
         ``deep`` says that so many rows may be as near as the k."""
-        width = self.width_of(k) * (_FARTHER if isinstance(within, Bitmap) else 1)
+        width = self.width_of(k) * (self._params.farther if isinstance(within, Bitmap) else 1)
         width = min(self._count, max(width, self.width_of(deep)))
         found = []
         for some in blocks(len(queries), max(width, len(self.space.lists.centroids))):
@@ -164,6 +184,8 @@ class CodedIvf(Ivf):
         """The best k by their own products of rows ``(n, width)``, of which -1 stands for none."""
         inner = self.products(queries, rows)
         best = first(inner, k)
+        if len(rows) == 1:  # one query, the common case
+            return pad(inner[:, best[0]], rows[:, best[0]], k)
         return pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
 
     def products(self, queries: Floats, rows: Rows) -> Floats:
@@ -187,7 +209,7 @@ class CodedIvf(Ivf):
         more[reached[:, min(effort, len(counts)) - 1] < 0.95 * expected - 1.5 * sqrt(expected)] = effort * _DEPLETED
         more = more[:, None]
         scanned: Mask = useful & ((reached - passing < more * usual) | (useful.cumsum(axis=1) <= more))
-        probes = int(scanned.any(axis=0).nonzero()[0][-1]) + 1
+        probes = int(np.flatnonzero(scanned.any(axis=0))[-1]) + 1
         chosen = np.ascontiguousarray(np.where(scanned, order, -1)[:, :probes])
         arrays = (chosen, np.zeros(chosen.shape, np.float32), np.empty(rows.shape, np.float32), rows)
         of, far, rough, found = (faiss.swig_ptr(array) for array in arrays)
@@ -220,8 +242,8 @@ def _enough(rows: Floats) -> Floats:
 
 
 def answers_of(k: int, selectivity: float) -> float:
-    """How many answers without a filter are as many as k with one, which is put to what was found if it is broad."""
-    return k + _MORE if selectivity < BROAD else (k + _MORE) / selectivity
+    """How many answers without a filter are as many as k with one that is put to what was found."""
+    return (k + _MORE) / selectivity
 
 
 def blocks(count: int, width: int) -> Iterator[slice]:

@@ -185,7 +185,8 @@ def first(inner: Floats, k: int) -> Rows:
     kth = np.partition(inner, width - k, axis=1)[:, width - k, None]
     if len(inner) == 1:  # the common case, at a third of the price
         enough = (inner[0] >= kth[0]).nonzero()[0]
-        return enough[(-inner[0, enough]).argsort(kind="stable")[:k]][None]
+        best: Rows = enough[(-inner[0, enough]).argsort(kind="stable")[:k]]
+        return best[None]
     above, level = inner > kth, inner == kth
     room = k - above.sum(axis=1, keepdims=True)
     kept = np.nonzero(above | (level & (np.cumsum(level, axis=1) <= room)))[1].reshape(len(inner), k)

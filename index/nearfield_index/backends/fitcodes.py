@@ -26,7 +26,6 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 EFFORTS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 _SHORT = 1_024  # rows of a list, below which scanning query by query is best
-_FEW = 4  # queries for which a matrix product is slower than choosing their lists one by one
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class FitCodes:
 
     def asked(self, queries: Floats, strength: float) -> Floats:
         """Queries in search form ``(n, columns)`` as they meet codes ``(n, width)``."""
-        turned: Floats = queries @ self.turn
+        # One product for all would round each query by its place among them, and near ties would fall otherwise.
+        turned: Floats = np.matmul(queries[:, None, :], self.turn)[:, 0]
         turned += self.fixed + np.float32(strength) * self.scaled
         return turned
 
@@ -109,10 +109,7 @@ class FitCodeScan:
         self._bias = bias
         self._strength = strength
         self._scanner = codes.scanner() if scanner is None else scanner
-        self._looks = [
-            [faiss.SearchParametersIVF(nprobe=probes, quantizer_params=near) for probes in codes.probes.tolist()]
-            for near in (None, EVERY_LIST)
-        ]
+        self._looks = [_look(probes) for probes in codes.probes.tolist()]
 
     def at_strength(self, strength: float) -> FitCodeScan | None:
         """The same for ``strength`` times the bias."""
@@ -128,9 +125,9 @@ class FitCodeScan:
         fetch = min(max(effort, k), len(self._bias))
         if fetch == 0 or (within is not None and within.count == 0):
             return nothing(len(queries), k)
-        params = self._looks[len(queries) < _FEW][min(bisect_left(EFFORTS, fetch), len(EFFORTS) - 1)]
+        params = self._looks[min(bisect_left(EFFORTS, fetch), len(EFFORTS) - 1)]
         if within is not None:
-            params = faiss.SearchParametersIVF(nprobe=params.nprobe, sel=faiss.IDSelectorBitmap(within.bits()))
+            params = _look(params.nprobe, faiss.IDSelectorBitmap(within.bits()))
         asked = np.ascontiguousarray(queries)
         _, rows = self._scanner[0].search(self._codes.asked(asked, self._strength), fetch, params=params)
         inner = products(self._vectors.flat, asked, rows)
@@ -139,3 +136,8 @@ class FitCodeScan:
         if len(best) == 1 and fetch >= k:  # the common case
             return inner[:, best[0]], rows[:, best[0]]
         return pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
+
+
+def _look(probes: int, sel: Any = None) -> Any:
+    """What FAISS wants to know: how many lists to look at, chosen one way for any number of queries, and which rows."""
+    return faiss.SearchParametersIVF(nprobe=probes, sel=sel, quantizer_params=EVERY_LIST)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
-from nearfield_index.backends.coded import BROAD, VALUES, CodedIvf, blocks
+from nearfield_index.backends.coded import VALUES, CodedIvf, blocks
 from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.clusters import choose, look_elsewhere, passes, poor, through_clusters
@@ -343,7 +343,7 @@ def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
     if here.backend is not None and here.backend.is_graph and plan.kind == here.backend.kind:
         return _Way(False, effort, effort)
     lists = here.clusters
-    if isinstance(lists, CodedIvf) and plan.kind == lists.kind and plan.selectivity >= BROAD and not plan.together:
+    if isinstance(lists, CodedIvf) and plan.kind == lists.kind and not plan.heeded:
         width = lists.candidates_of(k, plan.selectivity)
         return _Way(True, effort, min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER)))))
     return None
@@ -403,6 +403,7 @@ def _alone(
             effort=plan.effort,
             recall=plan.recall,
             together=plan.together,
+            heeded=plan.heeded,
         )
     else:
         walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Mask, Rows
-from nearfield_index.backends.coded import BROAD, CodedIvf, blocks
+from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.backends.exact import first, pad
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import DEPTHS, Calibration
@@ -76,16 +76,17 @@ def through_clusters(
     effort: int,
     recall: float,
     together: bool,
+    heeded: bool,
 ) -> Walked:
     """The best passing rows of the nearest ``effort`` clusters, which are expected to reach ``recall``; ``together``
-    says that rows which pass are known to keep together.
+    and ``heeded`` as in :class:`Plan`.
 
     A query that finds too few of them is answered exactly.
     """
     assert here.clusters is not None
     lists = here.clusters
     selectivity = 1.0 if passing is None else passing.counted().likely / passing.n
-    if isinstance(lists, CodedIvf) and passing is not None and selectivity >= BROAD and not together:
+    if isinstance(lists, CodedIvf) and passing is not None and not heeded:
         width = lists.candidates_of(k, selectivity)
         parts = []
         for some in blocks(len(queries), width):

@@ -22,14 +22,24 @@ _REMEMBERED = 512
 # A filter this little more selective than one that was measured is taken for it.
 _ABOUT = 1.02
 
-# Shares of the allowed loss that lists keep in hand: no two filters are alike, least of all where rows keep together.
+# Shares of the allowed loss that are kept in hand: no two sets of queries are alike; nor two filters, of which lists
+# must know, least of all where rows keep together.
+_OTHERS = 0.1
 _SPARE = {"random": 0.3, "run": 0.7}
 
 GATHERED_QUERIES = 4
 """From so many queries on, an exact answer copies its rows once and is a matrix product."""
 
-DEPTHS = (10, 14, 20, 28, 40, 56, 80, 112, 160, 224, 320, 448, 640, 896, 1_024)
-"""How far down the true ranking the recall of a graph search is measured."""
+DEPTHS = (10, 14, 20, 28, 40, 56, 80, 112, 160, 224, 320, 448, 640, 896, 1_024, 1_448, 2_048)
+"""How far down the true ranking the recall of a search is measured."""
+
+_FIFTH = 0.2
+
+WALKED = 0.2
+"""So much passes that a filter which chooses last shows whether its rows keep together."""
+
+# What a group costs more that does not go with others, in calls.
+_APART = 2.5
 
 
 @dataclass(frozen=True)
@@ -83,12 +93,20 @@ class Prices:
     copy_us: float
     product_us: float
     bitmap_us: float = 0.0
-    """Of making a bitmap of all rows, and a list of those in it."""
+    """Of making a bitmap from a column, of which a fifth of the rows pass."""
+    marked_us: float = 0.0
+    """Of making one from a list of rows, a hundredth of all."""
     lone_walk_us: float = 0.0
     lone_sweep_us: float = 0.0
     """More of one query by itself than of one among many: through a graph, and by coded lists."""
     answer_us: float = 0.0
     """Of as many more rows as coded lists find for one more answer."""
+    heeding: float = 1.0
+    """How many times as long coded lists take that heed a bitmap of few rows."""
+
+    def bitmap_of(self, share: float) -> float:
+        """Of making a bitmap of such a share of the rows."""
+        return self.marked_us + min(1.0, share / _FIFTH) * max(0.0, self.bitmap_us - self.marked_us)
 
 
 class _Memo:
@@ -123,6 +141,10 @@ class Calibration:
     device: DeviceFace | None = field(default=None, compare=False, repr=False)
     """The same rows on a GPU, while they lie there; never kept on disk."""
     _known: _Memo = field(default_factory=_Memo, compare=False, repr=False)
+
+    def remembered(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+        """What was found from this calibration under a key before, or is now."""
+        return self._known.get(key, find)
 
     @cached_property
     def least_us(self) -> float:
@@ -198,10 +220,10 @@ class Calibration:
 
     def _cheapest(self, shape: str, selectivity: float, k: int, target: float) -> Setting | None:
         aim = self._aim(target)
+        if selectivity < (WALKED if self.sweeps and shape == "random" else 1.0):
+            aim += _SPARE[shape] * (1 - target)
         if self.sweeps and (shape == "random" or selectivity >= 1.0):
             return self._swept(selectivity, k, aim)
-        if selectivity < 1.0:
-            aim += _SPARE[shape] * (1 - target)
         fitting = [
             c for c in self.curves if c.shape in ("all", shape) and c.selectivity <= _ABOUT * selectivity and c.k >= k
         ]
@@ -215,12 +237,26 @@ class Calibration:
         return Setting(found.effort, found.recall, found.us * max(1.0, selectivity / max(curve.selectivity, 1e-9)))
 
     def _swept(self, selectivity: float, k: int, target: float) -> Setting | None:
-        """By coded lists, which scan all rows of a list, so that a filter costs nothing but places in the ranking."""
+        """By coded lists, which scan all rows of a list whatever the filter, for what that costs see :meth:`sieve`."""
         found = _at_depth(self.sweeps, depth_of(k, selectivity), target, wide=True)
         if found is None:
             return None
-        more = answers_of(k, selectivity) - answers_of(DEPTHS[0], 1.0)
+        more = answers_of(k, 1.0) - answers_of(DEPTHS[0], 1.0)
         return Setting(found.effort, found.recall, found.us + max(0, more) * self.prices.answer_us)
+
+    def sieve(self, selectivity: float, k: int, us: float, *, lone: bool) -> tuple[bool, float]:
+        """Whether a scan of coded lists that takes ``us`` had better heed a filter, as a bitmap, than have it choose
+        among more rows found, and what that costs. ``lone``: a query by itself, which loses nothing by a bitmap of its
+        own.
+
+        A broad filter chooses, for what it finds tells how deep the search has looked.
+        """
+        heeded_us = self.prices.bitmap_of(selectivity) + (self.prices.heeding - 1) * us
+        if not lone:
+            heeded_us += self.prices.lone_sweep_us + _APART * self.prices.call_us
+        chosen_us = (answers_of(k, selectivity) - answers_of(k, 1.0)) * self.prices.answer_us
+        heeded = selectivity < WALKED and heeded_us < chosen_us
+        return heeded, heeded_us if heeded else chosen_us
 
     def sweep_at(self, depth: float, target: float) -> Setting | None:
         """The cheapest setting of coded lists that reaches the target at this depth, or at the deepest measured; None
@@ -237,7 +273,7 @@ class Calibration:
         """How deep in the ranking of all rows those lie whose places in the codes' ranking have these means: float64,
         same shape."""
         known, depths = self._placed
-        return np.interp(places, known, depths)
+        return np.asarray(np.interp(places, known, depths))
 
     @cached_property
     def _placed(self) -> tuple[Doubles, Doubles]:
@@ -248,7 +284,7 @@ class Calibration:
     def recall_at(self, effort: int, depths: Doubles | float) -> Doubles:
         """The recall that coded lists reach at these depths: float64, same shape."""
         measured, recall = self._known.get(("recall", effort), lambda: self._swept_recall(effort))
-        return np.interp(depths, measured, recall)
+        return np.asarray(np.interp(depths, measured, recall))
 
     def _swept_recall(self, effort: int) -> tuple[Doubles, Doubles]:
         """By depth, between what was measured with the next lower and the next higher effort."""
@@ -259,8 +295,9 @@ class Calibration:
         return np.array(DEPTHS[: len(low)], dtype=np.float64), low + weight * (high - low)
 
     def _aim(self, target: float) -> float:
-        """Rows are easier than queries: calibrated on them, half of the allowed loss is kept in hand, 0.01 at most."""
-        return target if self.source == "queries" else target + min(0.01, (1 - target) / 2)
+        """Other queries than those measured lose a little more. Rows are easier than queries: calibrated on them, half
+        of the allowed loss is kept in hand, 0.01 at most."""
+        return target + (_OTHERS * (1 - target) if self.source == "queries" else min(0.01, (1 - target) / 2))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -332,6 +369,14 @@ def _rounded_up(depth: float) -> float:
     """To two digits, so that what is remembered is not endless."""
     step = 10.0 ** (floor(log10(depth)) - 1)
     return ceil(depth / step - 1e-9) * step
+
+
+def rounded_down(share: float) -> float:
+    """To two digits: filters that are about as selective get one plan."""
+    if not 0.0 < share < 1.0:
+        return share
+    step = 10.0 ** (floor(log10(share)) - 1)
+    return floor(share / step + 1e-9) * step
 
 
 def _between(below: Setting, above: Setting, target: float) -> Setting:

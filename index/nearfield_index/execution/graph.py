@@ -98,7 +98,7 @@ def walk_again(
     scan = calibration.exact_us(count, contiguous=passing is None, queries=len(asked))
     if passing is not None and here.clusters is not None:
         clusters = calibration.setting(selectivity=count / passing.n, k=k, target=target, shapes=("random", "run"))
-    bitmap_us = calibration.prices.bitmap_us / len(asked)
+    bitmap_us = 0.0 if passing is None else calibration.prices.bitmap_of(count / passing.n) / len(asked)
     if clusters is not None and clusters.us + bitmap_us < min(scan, np.inf if setting is None else setting.us):
         if isinstance(here.clusters, CodedIvf):
             done.depths = k * (width + 1) / (done.counts + 0.5)
@@ -116,6 +116,7 @@ def walk_again(
             effort=clusters.effort,
             recall=clusters.recall,
             together=passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)),
+            heeded=True,
         )
         _better(done, lacking, better)
         return

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from nearfield_index.backends.coded import BROAD, CodedIvf
-from nearfield_index.execution.cost import Calibration, Setting, depth_of
+from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.execution.cost import WALKED, Calibration, Setting, depth_of, rounded_down
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart, Rows
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _WORD = 64
 _SAMPLED_WORDS = 32
+_FEW = 0.07  # such a bitmap is counted rather than sampled
 _TOGETHER = 0.15
-_WALKED = 0.2  # so much passes that it is found out on the way whether rows keep together
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
 _WORTH = 1.3
@@ -46,6 +46,8 @@ class Plan(NamedTuple):
     reason: str
     together: bool = False
     """Whether the rows that pass are known to keep together."""
+    heeded: bool = False
+    """Whether coded lists heed the filter, as a bitmap; else it chooses from what they find."""
     on: DeviceFace | None = None
     instead: Plan | None = None
 
@@ -58,7 +60,7 @@ def togetherness(passing: Compiled, order: Rows | None = None) -> float:
     where few rows pass, which become a bitmap anyway, else a sample of words. However a filter is spelled, the answer
     is the same.
     """
-    if order is None and passing.counted().likely < BROAD * passing.n:
+    if order is None and passing.counted().likely < _FEW * passing.n:
         counts = np.bitwise_count(passing.bitmap.words()).astype(np.int64)
     else:
         places = _sampled(passing.n)
@@ -128,13 +130,23 @@ def _cheapest(
     scan_us = None
     if calibration is not None:
         scan_us = calibration.exact_us(rows.likely, contiguous=passing is None, queries=queries)
-    chosen, why, together = None, "asked for", False
+    chosen, why = None, "asked for"
     if target < 1.0:
-        chosen, why, together = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target, lone=lone)
+        chosen, why = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target, lone=lone)
     if chosen is None:
         return Plan("exact", 0, 1.0, rows, selectivity, scan_us, scan_us, why)
-    kind, setting = chosen
-    return Plan(kind, setting.effort, setting.recall, rows, selectivity, setting.us, scan_us, why, together)
+    us, kind, setting, together, heeded = chosen
+    return Plan(kind, setting.effort, setting.recall, rows, selectivity, us, scan_us, why, together, heeded)
+
+
+class _Way(NamedTuple):
+    """Through an index: what a query is expected to cost, in us, and as in :class:`Plan`."""
+
+    us: float
+    kind: str
+    setting: Setting
+    together: bool = False
+    heeded: bool = False
 
 
 def _index(
@@ -147,75 +159,99 @@ def _index(
     k: int,
     target: float,
     lone: bool,
-) -> tuple[tuple[str, Setting] | None, str, bool]:
-    """How an index would answer, graph or clusters; None where an exact scan is better. Why, and whether the rows are
-    known to keep together."""
+) -> tuple[_Way | None, str]:
+    """How an index would answer, graph or clusters, and why; None where an exact scan is better."""
     if field.backend is None:
-        return None, "no graph here", False
+        return None, "no graph here"
     if calibration is None or scan_us is None:
-        return None, "not calibrated yet", False
+        return None, "not calibrated yet"
     if scan_us <= calibration.least_us:
-        return None, "fewer rows than the index would visit", False
-    together: float | None = None if passing is not None else 0.0
-    while True:
-        costs = _costs(
-            field,
-            calibration,
-            passing is not None,
-            together or 0.0,
-            selectivity,
-            scan_us,
-            k=k,
-            target=target,
-            lone=lone,
-        )
-        if not costs:
-            return None, "the index was not seen to reach the target here", False
-        us, kind, setting = min(costs)
-        if scan_us <= _WORTH * us:
-            return None, "no dearer than the index at this recall", False
-        # A graph and coded lists find out on their way whether the rows keep together, where many pass; for plain
-        # lists it must be known.
-        graph = field.backend.is_graph and kind == field.backend.kind
-        walked = selectivity >= _WALKED and (graph or isinstance(field.clusters, CodedIvf))
-        if together is not None or passing is None or walked:
-            kept = bool(together)
-            why = "cheapest at this recall" + (", for rows that keep together" if kept else "")
-            return (kind, setting), why, kept
-        # Only where an index would be taken does it matter whether the rows keep together.
-        found = togetherness(passing, field.by_cluster)
-        together = found if found >= _TOGETHER else 0.0
+        return None, "fewer rows than the index would visit"
+    about = rounded_down(selectivity)
+    walked, swept = _ways(field, calibration, passing is not None, about, k, target, lone)
+    way, why = _cheaper(walked, swept), "cheapest at this recall"
+    # Only where an index would be taken does it matter whether the rows keep together; a graph and coded lists find it
+    # out on their way where many pass.
+    if way is not None and passing is not None and scan_us > _WORTH * way.us and not _tells(field, way, selectivity):
+        together = togetherness(passing, field.by_cluster)
+        if together >= _TOGETHER:
+            if walked is not None:
+                # A walk among other clusters finds too little and is repeated, or in vain.
+                again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * walked.setting.us)
+                walked = walked._replace(us=walked.us + again_us)
+            swept = _swept(field, calibration, about, k=k, target=target, lone=lone, together=together)
+            way = _cheaper(walked, swept)
+            why += ", for rows that keep together"
+    if way is None:
+        return None, "the index was not seen to reach the target here"
+    if scan_us <= _WORTH * way.us:
+        return None, "no dearer than the index at this recall"
+    return way, why
 
 
-def _costs(
+def _ways(
+    field: FieldPart, calibration: Calibration, filtered: bool, selectivity: float, k: int, target: float, lone: bool
+) -> tuple[_Way | None, _Way | None]:
+    """Through the graph and through the clusters, for filters that keep nothing together."""
+
+    def find() -> tuple[_Way | None, _Way | None]:
+        walked = None
+        if field.backend is not None and field.backend.is_graph:
+            walked = _walked(field, calibration, filtered, selectivity, k=k, target=target, lone=lone)
+        return walked, _swept(field, calibration, selectivity, k=k, target=target, lone=lone)
+
+    key = ("ways", selectivity, filtered, k, target, lone)
+    found: tuple[_Way | None, _Way | None] = calibration.remembered(key, find)
+    return found
+
+
+def _tells(field: FieldPart, way: _Way, selectivity: float) -> bool:
+    """Whether it is found out on the way that the rows which pass keep together: where the filter chooses last."""
+    assert field.backend is not None
+    graph = field.backend.is_graph and way.kind == field.backend.kind
+    return selectivity >= WALKED and not way.heeded and (graph or isinstance(field.clusters, CodedIvf))
+
+
+def _cheaper(one: _Way | None, other: _Way | None) -> _Way | None:
+    if one is None or other is None:
+        return one or other
+    return one if one.us <= other.us else other
+
+
+def _walked(
+    field: FieldPart, calibration: Calibration, filtered: bool, selectivity: float, *, k: int, target: float, lone: bool
+) -> _Way | None:
+    """Through the graph."""
+    assert field.backend is not None
+    spread = 2 * sqrt(k * (1 - min(1.0, selectivity)))
+    least = ceil((k + spread) / selectivity) if filtered else k
+    setting = calibration.at_depth(depth_of(k, selectivity), target, least=least)
+    if setting is None:
+        return None
+    return _Way(setting.us + (calibration.prices.lone_walk_us if lone else 0.0), field.backend.kind, setting)
+
+
+def _swept(
     field: FieldPart,
     calibration: Calibration,
-    filtered: bool,
-    together: float,
     selectivity: float,
-    scan_us: float,
     *,
     k: int,
     target: float,
     lone: bool,
-) -> list[tuple[float, str, Setting]]:
-    """What each way through an index is expected to cost a query, in us."""
-    costs: list[tuple[float, str, Setting]] = []
-    if field.backend is not None and field.backend.is_graph:
-        spread = 2 * sqrt(k * (1 - min(1.0, selectivity)))
-        least = ceil((k + spread) / selectivity) if filtered else k
-        setting = calibration.at_depth(depth_of(k, selectivity), target, least=least)
-        if setting is not None:
-            # A walk among other clusters finds too little and is repeated, or in vain.
-            again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * setting.us)
-            lone_us = calibration.prices.lone_walk_us if lone else 0.0
-            costs.append((setting.us + again_us + lone_us, field.backend.kind, setting))
-    if field.clusters is not None:
-        setting = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=shapes_of(together))
-        if setting is not None:
-            # Which clusters are worth a look takes a bitmap to tell.
-            needed = together or (isinstance(field.clusters, CodedIvf) and selectivity < BROAD)
-            lone_us = calibration.prices.lone_sweep_us if lone else 0.0
-            us = setting.us + lone_us + (calibration.prices.bitmap_us if needed else 0.0)
-            costs.append((us, field.clusters.kind, setting))
-    return costs
+    together: float = 0.0,
+) -> _Way | None:
+    """Through the clusters."""
+    if field.clusters is None:
+        return None
+    setting = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=shapes_of(together))
+    if setting is None:
+        return None
+    prices = calibration.prices
+    heeded, us = False, setting.us + (prices.lone_sweep_us if lone else 0.0)
+    if together:  # which clusters are worth a look takes a bitmap to tell
+        heeded, us = True, us + prices.bitmap_of(selectivity)
+    elif selectivity < 1.0 and isinstance(field.clusters, CodedIvf):
+        heeded, more_us = calibration.sieve(selectivity, k, setting.us, lone=lone)
+        us += more_us
+    return _Way(us, field.clusters.kind, setting, together > 0.0, heeded)

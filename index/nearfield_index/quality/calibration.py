@@ -88,9 +88,9 @@ def calibrate(
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
     if isinstance(lists, CodedIvf):
-        swept = sweep(field, lists, probes, limit_us=limit)
+        swept = sweep(field, lists, probes, random, limit_us=limit)
         sweeps, places = swept.reaches, swept.places
-        prices = replace(prices, answer_us=swept.answer_us, lone_sweep_us=swept.lone_us)
+        prices = replace(prices, answer_us=swept.answer_us, lone_sweep_us=swept.lone_us, heeding=swept.heeding)
     return Calibration(source, samples, prices, reaches=reaches, curves=curves, sweeps=sweeps, places=places)
 
 
@@ -134,7 +134,7 @@ def _reaches(
     judge: FieldPart,
 ) -> tuple[Reach, ...]:
     """Every effort of a graph until it costs as much as an exact scan: recall by depth, microseconds a query."""
-    deepest = min(DEPTHS[-1], max(DEPTHS[0], len(field) // 4))
+    deepest = min(graph.efforts[-1], max(DEPTHS[0], len(field) // 4))
     depths = [depth for depth in DEPTHS if depth <= deepest]
     truths = [without_own(judge.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
     found: list[Reach] = []

@@ -44,11 +44,14 @@ def exact_prices(field: FieldPart, queries: Floats) -> Prices:
     whole, gathered = (_timed(field, single, within) - call for within in ([None], some))
     of_small, of_large = (_timed(field, batches, some) for batches in (small, large))
     values = random.permutation(n).astype(np.int32)
-    made = []
+    made, marked = [], []
     for _ in range(_TIMED):
         start = time.process_time()
-        Bitmap.from_mask(values - np.int32(1) < n // 5).rows()
-        made.append((time.process_time() - start) * 1e6)
+        Bitmap.from_mask(values - np.int32(1) < n // 5)
+        middle = time.process_time()
+        Bitmap.from_unordered(n, values[: max(1, n // 100)], distinct=True).words()
+        made.append((middle - start) * 1e6)
+        marked.append((time.process_time() - middle) * 1e6)
     faiss.omp_set_num_threads(threads)
     product = max(0.0, of_large - of_small) / (len(large[0]) - len(small[0]))
     copied = max(0.0, of_small - call - product * len(small[0]))
@@ -59,6 +62,7 @@ def exact_prices(field: FieldPart, queries: Floats) -> Prices:
         copy_us=copied / size,
         product_us=product / size,
         bitmap_us=min(made),
+        marked_us=min(marked),
     )
 
 
@@ -78,12 +82,17 @@ def lone_us(search: Callable[[Floats, int], None], queries: Floats, reaches: Seq
     """How much more a query takes by itself than among others, in microseconds, with an effort as queries take it."""
     if not reaches:
         return 0.0
-    effort = next((r.effort for r in reaches if r.recall[0] >= _USUAL), reaches[-1].effort)
+    effort = usual_effort(reaches)
     together = one_thread_us(lambda some: search(some, effort), queries)
     lone = [
         one_thread_us(lambda some: search(some, effort), queries[number : number + 1]) for number in range(len(queries))
     ]
     return max(0.0, float(np.median(lone)) - together)
+
+
+def usual_effort(reaches: Sequence[Reach]) -> int:
+    """What most queries take."""
+    return next((r.effort for r in reaches if r.recall[0] >= _USUAL), reaches[-1].effort)
 
 
 def one_thread_us(search: Callable[[Floats], None], queries: Floats) -> float:

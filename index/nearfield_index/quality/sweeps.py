@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.execution.cost import DEPTHS, Reach
-from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_thread_us
+from nearfield_index.backends.coded import CodedIvf, blocks
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.clusters import choose, passes
+from nearfield_index.execution.cost import DEPTHS, Calibration, Prices, Reach
+from nearfield_index.filters.compiled import Compiled, Known
+from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_thread_us, usual_effort
 from nearfield_index.quality.probes import GOOD_ENOUGH, Probe, without_own
 from nearfield_index.segments.part import FieldPart
 
@@ -18,23 +21,37 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
+# Filters under which the k nearest lie deeper pass so few rows of fewer rows in all that an exact answer is cheaper.
+_DEEP, _FEW = 1_024, 64
+_HEEDED = 0.05
+
+
+_UNKNOWN = Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))
+
+
 @dataclass(frozen=True)
 class Swept:
     """Recall by depth of every effort; where the nearest come in the ranking by codes; what the candidates of one more
-    answer cost, and what a query by itself costs more than among others, in us."""
+    answer cost, and what a query by itself costs more than among others, in us; and how many times as much one costs
+    that heeds a bitmap."""
 
     reaches: tuple[Reach, ...]
     places: tuple[float, ...]
     answer_us: float
     lone_us: float
+    heeding: float
 
 
-def sweep(field: FieldPart, lists: CodedIvf, probes: list[Probe], *, limit_us: float) -> Swept:
+def sweep(
+    field: FieldPart, lists: CodedIvf, probes: list[Probe], random: np.random.Generator, *, limit_us: float
+) -> Swept:
     """Measure coded lists at every effort until one is good enough or costs as much as an exact scan."""
-    deepest = min(DEPTHS[-1], max(DEPTHS[0], len(field) // 8))
+    deepest = max(DEPTHS[0], min(_DEEP, len(field) // 8), len(field) // _FEW)
     depths = [depth for depth in DEPTHS if depth <= deepest]
     truths = [without_own(field.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
     narrow, wide = lists.width_of(DEPTHS[0]), min(len(field), lists.width_of(depths[-1]))
+    mask = random.random(len(field)) < narrow / wide
+    sieve = Known(Bitmap.from_mask(mask))
     found: list[Reach] = []
     more: list[float] = []
     means: list[list[float]] = []
@@ -42,16 +59,19 @@ def sweep(field: FieldPart, lists: CodedIvf, probes: list[Probe], *, limit_us: f
         worst = np.ones(len(depths))
         slowest = 0.0
         for probe, truth in zip(probes, truths, strict=True):
-            rows = lists.candidates(probe.queries, wide, effort)
-            places = _places(rows, truth, len(field))
+            places = np.concatenate(
+                [
+                    _places(lists.candidates(probe.queries[some], wide, effort), truth[some], len(field))
+                    for some in blocks(len(truth), wide)
+                ]
+            )
             there = np.minimum(places, wide)  # at the earliest, where it is not there
             means.append([float(there[:, :depth].mean()) for depth in depths])
             held = [(places[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
             worst = np.minimum(worst, [max(0.0, h.mean() - 2 * h.std() / np.sqrt(len(h))) for h in held])
             asked = probe.queries[:TIMED_WALKS]
-            us, wide_us = (
-                one_thread_us(partial(_choose, lists, effort=effort, width=width), asked) for width in (narrow, wide)
-            )
+            us = one_thread_us(partial(_choose, field, lists, None, narrow, effort=effort), asked)
+            wide_us = one_thread_us(partial(_choose, field, lists, sieve, wide, effort=effort), asked)
             slowest = max(slowest, us)
             more.append((wide_us - us) * (lists.width_of(1) - lists.width_of(0)) / max(1, wide - narrow))
         found.append(Reach(effort, slowest, tuple(worst.tolist())))
@@ -61,8 +81,26 @@ def sweep(field: FieldPart, lists: CodedIvf, probes: list[Probe], *, limit_us: f
         tuple(found),
         tuple(np.maximum.accumulate(np.mean(means[-len(probes) :], axis=0)).tolist()),
         max(0.0, float(np.median(more))),
-        lone_us(lambda some, effort: _choose(lists, some, effort), probes[0].queries[:TIMED_WALKS], found),
+        lone_us(
+            lambda some, effort: _choose(field, lists, None, narrow, some, effort),
+            probes[0].queries[:TIMED_WALKS],
+            found,
+        ),
+        _heeding(field, lists, narrow, probes[0].queries[:TIMED_WALKS], usual_effort(found), random),
     )
+
+
+def _heeding(
+    field: FieldPart, lists: CodedIvf, width: int, queries: Floats, effort: int, random: np.random.Generator
+) -> float:
+    within = Known(Bitmap.from_mask(random.random(len(field)) < _HEEDED))
+    plain = one_thread_us(partial(_choose, field, lists, None, width, effort=effort), queries)
+    heeded = one_thread_us(lambda some: _search(lists, some, effort, within), queries)
+    return max(1.0, heeded / plain) if plain else 1.0
+
+
+def _search(lists: CodedIvf, queries: Floats, effort: int, within: Compiled) -> None:
+    lists.search(queries, DEPTHS[0], effort=effort, within=within)
 
 
 def _places(found: Rows, wanted: Rows, n: int) -> Rows:
@@ -77,9 +115,9 @@ def _places(found: Rows, wanted: Rows, n: int) -> Rows:
     return out
 
 
-def _choose(lists: CodedIvf, queries: Floats, effort: int, width: int | None = None) -> None:
-    """Find ``width`` candidates, of which as many are scored as usual."""
-    usual = lists.width_of(DEPTHS[0])
-    rows = lists.candidates(queries, width or usual, effort)
-    rows[:, usual:] = -1
-    lists.ranked(queries, rows, DEPTHS[0])
+def _choose(
+    field: FieldPart, lists: CodedIvf, sieve: Compiled | None, width: int, queries: Floats, effort: int
+) -> None:
+    """Find ``width`` candidates, of which those are scored that pass."""
+    rows = lists.candidates(queries, width, effort)
+    choose(field, _UNKNOWN, queries, rows, passes(rows, sieve), k=DEPTHS[0], effort=effort)

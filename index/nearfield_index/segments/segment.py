@@ -165,7 +165,12 @@ def _open_field(directory: Path, name: str, spec: dict[str, Any], leaves: Rows |
     searched, clusters = None, None
     if lists is not None and spec["kind"] != "exact":
         space = Space(metric, vectors, lists)
-        params = BuildParams(spec["m"], spec["ef_construction"], spec.get("rescored") or BuildParams.rescored)
+        params = BuildParams(
+            spec["m"],
+            spec["ef_construction"],
+            spec.get("rescored") or BuildParams.rescored,
+            spec.get("farther") or BuildParams.farther,
+        )
         searched = backend(spec["kind"]).open(directory / f"graph-{name}", space, params)
         codes = directory / f"codes-{name}"
         clusters = CodedIvf.open(codes, space, params) if codes.exists() else Ivf(space)

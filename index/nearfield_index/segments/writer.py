@@ -6,7 +6,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class _Writer:
             for name, part in rows.fields.items():
                 self._matrix(name, part.matrix)
                 self._place(name, part.rows, len(rows.ids), {})
-                self._describe(name, part, IndexKind.EXACT)
+                self._describe(name, part, IndexKind.EXACT, self._params())
             self._finish(len(rows.ids), "flat")
         return self.id
 
@@ -198,23 +198,26 @@ class _Writer:
 
     def _index(self, name: str, part: FieldRows, lists: Any, threads: int, step: Step) -> None:
         kind = pick_kind(self._schema.index, *part.matrix.shape)
-        params = BuildParams(self._schema.index.m, self._schema.index.ef_construction)
+        params = self._params()
         vectors = MappedVectors.open(self._path / f"vectors-{name}")
         space = Space(self._schema.vectors[name].metric, vectors, lists)
         path = self._path / f"graph-{name}"
         built_on = _build(kind, path, space, params, threads, _share(step, 0.0, 0.95))
-        codes, rescored = self._path / f"codes-{name}", params.rescored
+        codes = self._path / f"codes-{name}"
         if kind is not IndexKind.EXACT and len(part.matrix) >= LEAST_ROWS:
             CodedIvf.build(codes, space, params, threads=threads, step=_share(step, 0.95, 0.05))
-            rescored = CodedIvf.open(codes, space, params).rescored()
+            params = CodedIvf.open(codes, space, params).measured()
         for written in (path, codes):
             if written.exists():
                 sync_file(written)
                 self._add(written.name, (written.stat().st_size, checksum_of(written)))
-        self._describe(name, part, kind, rescored, built_on)
+        self._describe(name, part, kind, params, built_on)
+
+    def _params(self) -> BuildParams:
+        return BuildParams(self._schema.index.m, self._schema.index.ef_construction)
 
     def _describe(
-        self, name: str, part: FieldRows, kind: IndexKind, rescored: int = 0, built_on: str | None = None
+        self, name: str, part: FieldRows, kind: IndexKind, params: BuildParams, built_on: str | None = None
     ) -> None:
         metric = self._schema.vectors[name].metric
         vectors = original(part.matrix, metric)
@@ -224,9 +227,7 @@ class _Writer:
             "columns": part.matrix.shape[1],
             "metric": str(metric),
             "kind": str(kind),
-            "m": self._schema.index.m,
-            "ef_construction": self._schema.index.ef_construction,
-            "rescored": rescored,
+            **asdict(params),
             "longest": float(np.sqrt(squares.max())) if len(squares) else 0.0,
             **({} if built_on is None else {"built_on": built_on}),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,30 @@ def test_what_is_found_is_scored_by_its_row(tmp_path: Path, metric: Metric) -> N
         assert recall(np.array(one_by_one), right) >= 0.97
     assert scan.at_strength(1.5) is None
     assert scan.nbytes > 0
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_a_query_gets_the_same_by_itself_and_in_any_batch(tmp_path: Path, metric: Metric) -> None:
+    """Rows in tight bundles, and queries that lie between the two lists as exactly as numbers can."""
+    random = np.random.default_rng(3)
+    x = np.repeat(X[:250], 40, axis=0) + 1e-4 * random.standard_normal((10_000, DIM)).astype(np.float32)
+    asked = (x[random.permutation(len(x))[:300]] + 1e-5 * random.standard_normal((300, DIM))).astype(np.float32)
+    scan, _ = scan_of(tmp_path, x, BANK, np.zeros(len(x), np.float32), metric)
+    codes = replace(scan._codes, probes=np.full(len(EFFORTS), 1))
+    narrow = FitCodeScan(codes, scan._vectors, scan._bias)
+    one, other = codes.centroids.astype(np.float64)
+    queries, half = queried(asked, metric), Bitmap.from_rows(len(x), np.arange(0, len(x), 2))
+    across = codes.turn @ (one - other)
+    nearer = codes.asked(queries, 1.0) @ (one - other)
+    queries = (queries - np.outer(nearer / (across @ across), across)).astype(np.float32)
+    for each, within in ((scan, None), (narrow, None), (narrow, half)):
+        alone = [each.search(queries[n : n + 1], 10, effort=16, within=within) for n in range(len(queries))]
+        best, rows = (np.concatenate([found[part] for found in alone]) for part in (0, 1))
+        for size in (2, 3, 4, 5, 7, 32, 33, 150, 300):
+            for start in range(0, len(queries), size):
+                found = each.search(queries[start : start + size], 10, effort=16, within=within)
+                assert np.array_equal(found[0], best[start : start + size])
+                assert np.array_equal(found[1], rows[start : start + size])
 
 
 def test_more_effort_finds_more_and_everything_in_the_end(tmp_path: Path) -> None:

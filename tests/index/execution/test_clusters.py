@@ -68,7 +68,7 @@ def calibration() -> Calibration:
 def answered(field: FieldPart, passing: Compiled, queries: Array, k: int) -> float:
     """The recall of an answer, and that it is whole."""
     done = through_clusters(
-        field, calibration(), passing, queries, k=k, target=0.95, effort=8, recall=1.0, together=False
+        field, calibration(), passing, queries, k=k, target=0.95, effort=8, recall=1.0, together=False, heeded=False
     )
     truth, _ = exact_rows(field, queries, k, passing.bitmap)
     assert passing.test(done.rows).all()
@@ -94,6 +94,6 @@ def test_lists_shorter_than_the_search_is_wide_are_no_sign_of_depth(field: Field
     passing = Known(Bitmap.from_mask(random.random(ROWS) < 0.1))
     queries = np.ascontiguousarray(field.matrix[random.permutation(ROWS)[:40]])
     done = through_clusters(
-        field, calibration(), passing, queries, k=K, target=0.95, effort=100, recall=1.0, together=False
+        field, calibration(), passing, queries, k=K, target=0.95, effort=100, recall=1.0, together=False, heeded=False
     )
     assert done.again <= len(queries) // 4

@@ -5,31 +5,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
-from conformance import (  # noqa: F401
-    asked,
-    build,
-    case,
-    metric,
-    test_a_full_bitmap_is_no_filter,
-    test_a_thousand_copies_of_one_vector,
-    test_an_empty_bitmap_gives_nothing,
-    test_duplicates_are_all_found,
-    test_finds_the_nearest_at_high_effort,
-    test_k_up_to_and_past_the_rows_there_are,
-    test_never_leaves_the_bitmap,
-    test_opened_again_it_answers_the_same,
-    test_scores_are_the_inner_products_best_first,
-    test_the_matrix_is_mapped_once_and_shared,
-    test_tiny_inputs,
-)
+from conformance import *  # noqa: F403
 from nearfield_index.backends.gpu.device import Device
-
-HAS_TORCH = find_spec("torch") is not None
-KINDS = ["gpu-flat", "gpu-flat16", "gpu-ivf", "gpu-ivfpq", "cagra", *(["gpu-gather"] if HAS_TORCH else [])]
+from onboard import HAS_TORCH, KINDS
 
 
 @pytest.fixture(scope="module", params=KINDS)
