@@ -30,6 +30,7 @@ from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
 _GRID = 4  # efforts are rounded up to multiples, so that more groups share a walk
 _WIDER = 1.5  # so are the numbers of rows to be found, to powers of this
+_LOOK = 512  # queries that are answered between two looks at the deadline, where there is one
 
 
 class Search(NamedTuple):
@@ -245,11 +246,12 @@ class _Batch:
 
     def walk(self, together: Sequence[_Planned], way: _Way, calibration: Calibration) -> None:
         """Groups of one way share it; their filters then choose from what was found."""
-        block = max(1, VALUES // way.width)
+        width = way.width if self._search.deadline is None else max(way.width, VALUES // _LOOK)
+        block = max(1, VALUES // width)
         waiting = [
             each._replace(group=each.group._replace(members=each.group.members[some]))
             for each in together
-            for some in blocks(len(each.group.members), way.width)
+            for some in blocks(len(each.group.members), width)
         ]
         while waiting:
             check_deadline(self._search.deadline)
@@ -384,7 +386,30 @@ def _alone(
         except DeviceFailed:  # it says so itself; the query is answered all the same
             check_deadline(search.deadline)
             assert plan.instead is not None
-            plan = plan.instead
+            planned = planned._replace(plan=plan.instead)
+    if search.deadline is None or len(queries) <= _LOOK:
+        return _on_cpu(part, here, planned, queries, search, calibration)
+    parts = []
+    for start in range(0, len(queries), _LOOK):
+        check_deadline(search.deadline)
+        parts.append(_on_cpu(part, here, planned, queries[start : start + _LOOK], search, calibration))
+    each_rows, each_scored, ran = zip(*parts, strict=True)
+    recall = sum(each.recall * each.queries for each in ran) / len(queries)
+    again, exact = sum(each.again for each in ran), sum(each.exact for each in ran)
+    whole = ran[0]._replace(queries=len(queries), recall=recall, again=again, exact=exact)
+    return np.concatenate(each_rows), np.concatenate(each_scored), whole
+
+
+def _on_cpu(
+    part: LivePart,
+    here: FieldPart,
+    planned: _Planned,
+    queries: Floats,
+    search: Search,
+    calibration: Calibration | None,
+) -> tuple[Rows, Doubles, Ran]:
+    """The same by a plan that no device has a part in, all at once."""
+    _, passing, plan = planned
     partitions = _partitions(here, plan, passing) if search.explain else None
     ran = Ran(part.part.name, plan, len(queries), 0.0, plan.recall, partitions=partitions)
     if plan.kind == "none":

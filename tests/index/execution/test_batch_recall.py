@@ -14,6 +14,7 @@ import pytest
 
 from embedded import finished
 from nearfield_index.engine import Engine
+from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.cost import Prices
 from nearfield_index.quality import calibration
 
@@ -169,3 +170,22 @@ def test_recall_meets_its_target(served: Engine, data: Data, name: str, target: 
         assert recall >= target - 0.05, f"{recall:.3f}"
     if name == "everything":
         assert {plan["plan"] for plan in batch["meta"]["plans"]} != {"exact"}  # or nothing was put to the test
+
+
+@pytest.mark.parametrize("name", ["everything", "50 %", "15 %", "few", "own clusters", "other clusters"])
+def test_a_large_group_heeds_its_deadline(served: Engine, data: Data, name: str) -> None:
+    """Thousands of queries under one filter end when their time is up; with time enough, in blocks, nothing changes."""
+    metric = next(iter(served.describe_collection("c")["vectors"].values()))["metric"]
+    expr, _ = FILTERS[name](data, metric, 0)
+    random = np.random.default_rng(3)
+    many = np.repeat(data.queries, 166, axis=0) + 0.1 * random.standard_normal((QUERIES * 166, DIM)).astype(np.float32)
+    body = {"k": K, "recall": 0.95, "select": False, "filter": expr}
+    with pytest.raises(DeadlineExceeded, match="timeout_ms"):
+        served.query("c", body | {"vectors": many, "timeout_ms": 5})
+    some = body | {"vectors": many[::7], "explain": True}
+    whole, blocks = (served.query("c", some | more) for more in ({}, {"timeout_ms": 3_600_000}))
+    told = [[(p["plan"], p["effort"], p["queries"]) for p in reply["meta"]["plans"]] for reply in (whole, blocks)]
+    assert told[0] == told[1]
+    pairs = zip(whole["results"], blocks["results"], strict=True)
+    alike = [len({h["id"] for h in a} & {h["id"] for h in b}) / len(a) for a, b in pairs]
+    assert np.mean(alike) >= 0.97
