@@ -7,7 +7,7 @@ that are scanned copy their rows once, where they do not follow each other anywa
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log
 from typing import Any, NamedTuple
@@ -213,8 +213,9 @@ class _Batch:
         if within is not None and within.count <= width:
             self.rows[members, : within.count] = within.rows()
         else:
-            asked = self._queries[members]
-            self._inner[members], self.rows[members] = self._here.scan(asked, width, within)
+            for some in _turns(len(members), self._search.deadline):
+                asked = self._queries[members[some]]
+                self._inner[members[some]], self.rows[members[some]] = self._here.scan(asked, width, within)
         partitions = _partitions(self._here, plan, passing) if self._search.explain else None
         self._ran(plan, len(members), start, 1.0, partitions=partitions)
 
@@ -389,10 +390,8 @@ def _alone(
             planned = planned._replace(plan=plan.instead)
     if search.deadline is None or len(queries) <= _LOOK:
         return _on_cpu(part, here, planned, queries, search, calibration)
-    parts = []
-    for start in range(0, len(queries), _LOOK):
-        check_deadline(search.deadline)
-        parts.append(_on_cpu(part, here, planned, queries[start : start + _LOOK], search, calibration))
+    turns = _turns(len(queries), search.deadline)
+    parts = [_on_cpu(part, here, planned, queries[some], search, calibration) for some in turns]
     each_rows, each_scored, ran = zip(*parts, strict=True)
     recall = sum(each.recall * each.queries for each in ran) / len(queries)
     again, exact = sum(each.again for each in ran), sum(each.exact for each in ran)
@@ -434,6 +433,14 @@ def _on_cpu(
         walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
     recall = float(walked.recall[0] if len(walked.recall) == 1 else walked.recall.mean())
     return walked.rows, walked.scored, ran._replace(recall=recall, again=walked.again, exact=walked.exact)
+
+
+def _turns(count: int, deadline: float | None) -> Iterator[slice]:
+    """Slices of ``count`` queries, all at once where there is no deadline; before each there is a look at it."""
+    size = count if deadline is None else _LOOK
+    for start in range(0, count, size):
+        check_deadline(deadline)
+        yield slice(start, start + size)
 
 
 def check_deadline(deadline: float | None) -> None:

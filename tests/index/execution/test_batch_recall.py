@@ -182,6 +182,9 @@ def test_a_large_group_heeds_its_deadline(served: Engine, data: Data, name: str)
     body = {"k": K, "recall": 0.95, "select": False, "filter": expr}
     with pytest.raises(DeadlineExceeded, match="timeout_ms"):
         served.query("c", body | {"vectors": many, "timeout_ms": 5})
+    groups = {"k": K, "select": False, "filters": [expr, {"n": {"gte": 2}}] * (len(many) // 2)}
+    with pytest.raises(DeadlineExceeded, match="timeout_ms"):
+        served.query("c", groups | {"vectors": many, "timeout_ms": 5})
     some = body | {"vectors": many[::7], "explain": True}
     whole, blocks = (served.query("c", some | more) for more in ({}, {"timeout_ms": 3_600_000}))
     told = [[(p["plan"], p["effort"], p["queries"]) for p in reply["meta"]["plans"]] for reply in (whole, blocks)]
