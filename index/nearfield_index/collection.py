@@ -456,9 +456,8 @@ def _cut(found: Candidates, query: Query, find_keys: FindKeys) -> Candidates:
 def _ids(view: View, found: Candidates) -> list[PointId]:
     """Ids of all hits by flat position (anything where there is no hit)."""
     flat_rows = found.rows.ravel()
-    filled = [part.part for part in view.parts if part.part.count]
-    if len(filled) == 1:
-        return filled[0].ids(flat_rows)
+    if len(view.filled) == 1:
+        return view.filled[0].ids(flat_rows)
     flat_parts, flat_pks = found.parts.ravel(), found.pks.ravel()
     ids: list[PointId] = [0] * len(flat_pks)
     for number, part in enumerate(view.parts):

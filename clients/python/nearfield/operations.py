@@ -167,6 +167,21 @@ def facet(name: str, field: str, *, where: Where = None, limit: int | None = Non
     return Operation("facet", _facet_values, name, body)
 
 
+_OPTIONS = (
+    "k",
+    "field",
+    "recall",
+    "min_score",
+    "after",
+    "timeout_ms",
+    "hubness",
+    "hubness_strength",
+    "offset",
+    "exact",
+    "explain",
+)
+
+
 def query(
     name: str,
     q: Any = None,
@@ -192,33 +207,16 @@ def query(
     body, single = _sought(q, ids)
     if where is not None and wheres is not None:
         raise InvalidRequest("give where= for all queries or wheres= one per query, not both", field="wheres")
-    body["k"] = k
     if where is not None:
         body["filter"] = compile_where(where)
     if wheres is not None:
         body["filters"] = [compile_where(each, "wheres") or {} for each in wheres]
     if rerank is not None:
         body["rerank"] = plain(dict(rerank))
-    if field is not None:
-        body["field"] = field
-    if recall is not None:
-        body["recall"] = recall
-    if min_score is not None:
-        body["min_score"] = min_score
-    if after is not None:
-        body["after"] = after
-    if timeout_ms is not None:
-        body["timeout_ms"] = timeout_ms
-    if hubness is not None:
-        body["hubness"] = hubness
-    if hubness_strength is not None:
-        body["hubness_strength"] = hubness_strength
-    if offset:
-        body["offset"] = offset
-    if exact:
-        body["exact"] = exact
-    if explain:
-        body["explain"] = explain
+    given = (k, field, recall, min_score, after, timeout_ms, hubness, hubness_strength)
+    for option, value in zip(_OPTIONS, (*given, offset or None, exact or None, explain or None), strict=True):
+        if value is not None:
+            body[option] = value
     body.update(_shown(select, with_))
     # the server's own deadline must speak first, so that it is its error which is reported
     patience = timeout_ms / 1000 + 5 if isinstance(timeout_ms, (int, float)) and timeout_ms > 55_000 else None

@@ -152,9 +152,9 @@ def _choose_one(
     inner = here.clusters.products(query, rows)
     best = first(inner, k)[0]
     place = float(those[best].sum()) / k
-    depth = max(k * width / (count + 0.5), float(calibration.depth_at(place)))
+    depth = max(k * width / (count + 0.5), calibration.depth_at(place).item())
     seen = place <= _LATE * width
-    sure = float(calibration.recall_at(effort, depth)) if seen else 0.0
+    sure = calibration.recall_at(effort, depth).item() if seen else 0.0
     rows = rows[:, best]
     scored = here.found_scores(query, rows, inner[:, best])
     return Walked(rows, scored, np.array([sure]), np.array([count]), np.array([depth if seen else 2 * depth]))

@@ -42,12 +42,14 @@ def merge(found: Sequence[tuple[int, Ints, Doubles]], parts: Sequence[LivePart],
     if len(found) == 1:
         number, rows, scored = found[0]
         if len(rows) == 1:  # one query of one part, the common case, at half the price
-            order = (-scored[0]).argsort(kind="stable")[: k + 1]
-            top = scored[0, order]
-            kept = rows[:, order[:k]]
-            if not (top[1:] == top[:-1]).any() and (kept >= 0).all():
-                numbers = np.full(kept.shape, number)
-                return Candidates(top[None, :k], numbers, kept, parts[number].part.pks[kept])
+            top = scored[0]
+            if not (top[1:] < top[:-1]).all():
+                order = top.argsort()[::-1][: k + 1]
+                rows, top = rows[:, order], top[order]
+            if (top[1:] < top[:-1]).all() and rows.size and rows[0, -1] >= 0:  # where none are equal
+                rows, top = rows[:, :k], top[None, :k]
+                return Candidates(top, np.full(rows.shape, number), rows, parts[number].part.pks[rows])
+            rows, scored = found[0][1:]
         rows, scored = best(parts[number].part, rows, scored, k)
         pks = _keys_at(parts[number].part.pks, rows)
         return Candidates(scored, np.full_like(rows, number), rows, pks)

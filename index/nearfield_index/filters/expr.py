@@ -253,7 +253,7 @@ def between(
     lower_inclusive: bool = True,
     upper_inclusive: bool = True,
 ) -> Expr:
-    """A range with one or two bounds, canonical ones; an impossible one is Nothing, one pinned to a value that match."""
+    """A range with one or two canonical bounds; an impossible one is Nothing, one pinned to a value is that match."""
     if lower is not None and upper is not None:
         if lower > upper or (lower == upper and not (lower_inclusive and upper_inclusive)):
             return Nothing()

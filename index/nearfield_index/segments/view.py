@@ -36,6 +36,11 @@ class View:
         return sum(part.count for part in self.parts)
 
     @cached_property
+    def filled(self) -> tuple[Part, ...]:
+        """The parts that have rows, dead ones included."""
+        return tuple(live.part for live in self.parts if live.part.count)
+
+    @cached_property
     def searched(self) -> tuple[LivePart, ...]:
         """The parts as queries see them: without what is in quarantine."""
         if not len(self.hidden):

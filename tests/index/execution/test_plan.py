@@ -72,15 +72,15 @@ def together(share: float) -> Known:
 
 
 @pytest.mark.parametrize(
-    ("target", "kind", "effort"), [(0.9, "hnsw", 16), (0.92, "hnsw", 23), (0.95, "hnsw", 32), (0.99, "exact", 0)]
+    ("target", "kind", "effort"), [(0.88, "hnsw", 16), (0.9, "hnsw", 20), (0.95, "hnsw", 38), (0.99, "exact", 0)]
 )
 def test_the_least_effort_that_reaches_the_target(target: float, kind: str, effort: int) -> None:
     plan = plan_part(field(), calibration(), None, k=10, target=target)
     assert (plan.kind, plan.effort) == (kind, effort)
-    assert plan.recall >= target
+    assert plan.recall >= target + 0.1 * (1 - target), "other queries lose a little more than those measured"
 
 
-@pytest.mark.parametrize(("target", "kind", "effort"), [(0.9, "ivf", 16), (0.95, "ivf", 32), (0.99, "exact", 0)])
+@pytest.mark.parametrize(("target", "kind", "effort"), [(0.88, "ivf", 16), (0.95, "ivf", 32), (0.99, "exact", 0)])
 def test_lists_take_the_next_setting_that_was_measured(target: float, kind: str, effort: int) -> None:
     plan = plan_part(field(_Lists), calibration(), None, k=10, target=target)
     assert (plan.kind, plan.effort) == (kind, effort)
