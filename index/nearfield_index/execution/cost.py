@@ -38,9 +38,6 @@ _FIFTH = 0.2
 WALKED = 0.2
 """So much passes that a filter which chooses last shows whether its rows keep together."""
 
-# What a group costs more that does not go with others, in calls.
-_APART = 2.5
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -253,7 +250,7 @@ class Calibration:
         """
         heeded_us = self.prices.bitmap_of(selectivity) + (self.prices.heeding - 1) * us
         if not lone:
-            heeded_us += self.prices.lone_sweep_us + _APART * self.prices.call_us
+            heeded_us += self.prices.lone_sweep_us
         chosen_us = (answers_of(k, selectivity) - answers_of(k, 1.0)) * self.prices.answer_us
         heeded = selectivity < WALKED and heeded_us < chosen_us
         return heeded, heeded_us if heeded else chosen_us
