@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from loadtests import predicates
 from loadtests.expensive import Expensive
+from loadtests.passages import passages
 from loadtests.predicates import Predicates
 from loadtests.truth import nearest
 
@@ -229,6 +230,12 @@ def _debian(data: Path) -> Corpus:
     return replace(corpus, training=others.astype(np.float32), attributes=attributes)
 
 
+def _debian_passages(data: Path) -> Corpus:
+    """Asked with the same short descriptions."""
+    queries = np.load(data / "debian_queries_256.npy").astype(np.float32)
+    return Corpus("debian_passages_256", "cosine", passages(data), queries, queries[:0], None)
+
+
 def _hybrid_debian(data: Path) -> Corpus:
     """The test half of the filtered queries; learnt from are vectors of the other half that the test never asks."""
     queries = np.load(data / "debian_queries_256.npy")
@@ -303,6 +310,7 @@ _REAL: dict[str, Callable[[Path], Corpus]] = {
     "fashion_mnist_784_euclidean": _fashion,
     "glove_50_angular": _glove,
     "debian_256": _debian,
+    "debian_passages_256": _debian_passages,
     "hybrid_debian": _hybrid_debian,
     "pypi_256": _pypi,
     "debian_short_minilm_384": _minilm,
