@@ -61,9 +61,11 @@ class SegmentIds:
         ends, blob = self._arrays["id.ends"], self._arrays["id.blob"]
         found: list[PointId] = []
         for row in rows.tolist():
-            if is_text is not None and integers is not None and not is_text[row]:
+            if row < 0:
+                found.append(0)
+            elif is_text is not None and integers is not None and not is_text[row]:
                 found.append(int(integers[row]))
             else:
-                start = int(ends[row - 1]) if row > 0 else 0
+                start = int(ends[row - 1]) if row else 0
                 found.append(blob[start : int(ends[row])].tobytes().decode())
         return found

@@ -16,3 +16,11 @@ def test_rows_give_their_ids_and_minus_one_gives_anything(ids: list[PointId]) ->
     found = packed.at(rows)
     assert len(found) == len(rows)
     assert [each for each, row in zip(found, rows, strict=True) if row >= 0] == [*ids, *reversed(ids)]
+
+
+@pytest.mark.parametrize("ids", [[f"point-{n}" for n in range(100)], [7, *(f"point-{n}" for n in range(100))]])
+def test_minus_one_takes_no_longer_than_an_id(ids: list[PointId]) -> None:
+    """A batch may have many places without a hit: each must not read the ids of the whole segment."""
+    found = SegmentIds.of(ids).at(np.full(1_000, -1))
+    assert len(found) == 1_000
+    assert max(len(str(each)) for each in found) <= 256
