@@ -13,8 +13,9 @@ _FLAT_COUNT = 4
 # A merge may take in an indexed segment up to this many times the new rows.
 _ABSORB = 4.0
 _FULL_ABSORB = 16.0
-# ``optimize`` takes in a segment of this size whatever it costs: one graph answers quicker than two.
-_SMALL_BYTES = 256 * 1024 * 1024
+# ``optimize`` takes in a segment of this size, for one graph answers quicker than two parts, unless next to nothing is new.
+_SMALL_BYTES = 1024 * 1024 * 1024
+_NEXT_TO_NOTHING = 1_000
 _LARGEST_BYTES = 8 * 1024 * 1024 * 1024
 
 
@@ -52,7 +53,8 @@ def plan_merge(segments: Sequence[SegmentSize], *, full: bool) -> list[str]:
     rest = sorted((s for s in segments if s.indexed and s not in stale), key=lambda s: s.live_bytes)
     for segment in rest:
         most = _FULL_ABSORB if full else _ABSORB
-        worth = segment.live_bytes <= most * taken or (full and segment.live_bytes <= _SMALL_BYTES)
+        small = segment.live_bytes <= min(_SMALL_BYTES, _NEXT_TO_NOTHING * taken)
+        worth = segment.live_bytes <= most * taken or (full and small)
         if worth and taken + segment.live_bytes <= _LARGEST_BYTES:
             chosen.append(segment)
             taken += segment.live_bytes
