@@ -13,7 +13,7 @@ _FLAT_COUNT = 4
 # A merge may take in an indexed segment up to this many times the new rows.
 _ABSORB = 4.0
 _FULL_ABSORB = 16.0
-# ``optimize`` takes in a segment of this size, for one graph answers quicker than two parts, unless next to nothing is new.
+# ``optimize`` takes in a segment of this size, unless next to nothing is new: one graph answers quicker than two parts.
 _SMALL_BYTES = 1024 * 1024 * 1024
 _NEXT_TO_NOTHING = 1_000
 _LARGEST_BYTES = 8 * 1024 * 1024 * 1024

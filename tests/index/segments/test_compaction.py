@@ -48,7 +48,8 @@ def test_much_deleted_segments_are_rewritten() -> None:
 
 
 def test_a_large_segment_is_not_rebuilt_for_a_few_new_points() -> None:
-    segments = [segment("large", indexed=True, mb=1000), segment("new", indexed=False, mb=1)]
-    assert plan_merge(segments, full=True) == ["new"]
-    small = [segment("small", indexed=True, mb=100), segment("new", indexed=False, mb=1)]
-    assert set(plan_merge(small, full=True)) == {"small", "new"}
+    few, more = segment("new", indexed=False, mb=0.5), segment("new", indexed=False, mb=10)
+    for large, new in ((1000, few), (2000, more)):
+        assert plan_merge([segment("large", indexed=True, mb=large), new], full=True) == ["new"]
+    for small, new in ((100, few), (1000, more)):
+        assert set(plan_merge([segment("small", indexed=True, mb=small), new], full=True)) == {"small", "new"}
