@@ -113,6 +113,12 @@ def other_clusters(data: Data, metric: str, query: int) -> tuple[Json, Mask]:
     return {"$not": {"cluster": own}}, data.clusters != own
 
 
+def some_of_other_clusters(data: Data, metric: str, query: int) -> tuple[Json, Mask]:
+    """A quarter of every second cluster, not the query's own: too thin to be seen to keep together."""
+    wanted = [cluster for cluster in range(CLUSTERS) if cluster % 2 != data.own[query] % 2]
+    return {"cluster": {"in": wanted}, "n": {"lt": 25}}, np.isin(data.clusters, wanted) & (data.numbers < 25)
+
+
 def far_clusters(data: Data, metric: str, query: int) -> tuple[Json, Mask]:
     """The fifth of the clusters that is farthest from the query."""
     apart = [
@@ -142,6 +148,7 @@ FILTERS: dict[str, Filter] = {
     "few": few,
     "own clusters": own_clusters,
     "other clusters": other_clusters,
+    "some of other clusters": some_of_other_clusters,
     "far clusters": far_clusters,
     "no near neighbour": no_near_neighbour,
 }
