@@ -78,6 +78,11 @@ class Lists:
         return order
 
     @cached_property
+    def sizes(self) -> Rows:
+        """How many rows each cluster has."""
+        return self.sums(np.diff(self.offsets))
+
+    @cached_property
     def _ends(self) -> Cuts:
         return Cuts.at(self.offsets)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,10 +62,10 @@ class CodedIvf(Ivf):
         self._params = params
         self._count = len(space.vectors.matrix)
         codes.implem = BY_QUERY
-        near = faiss.downcast_index(codes.quantizer)
+        self._near = faiss.downcast_index(codes.quantizer)
         self._choice = None  # how lists are chosen: by their own codes, or in older segments by their centroids
-        if isinstance(near, faiss.IndexPQFastScan):
-            near.implem = _FLAT_BY_QUERY
+        if isinstance(self._near, faiss.IndexPQFastScan):
+            self._near.implem = _FLAT_BY_QUERY
         else:
             self._choice = EVERY_LIST
         self._codes = codes
@@ -180,6 +180,17 @@ class CodedIvf(Ivf):
         rows: Rows = self._codes.search(self._asked(queries), width, params=params)[1]
         return rows
 
+    def thinned(self, queries: Floats, effort: int, within: Bitmap) -> Rows:
+        """Queries whose nearest list, or whose nearest ``effort`` together, have fewer rows that pass than as many
+        rows have elsewhere: what they look for lies farther out."""
+        lists = self.space.lists
+        effort = min(effort, len(lists.centroids))
+        chosen = self._near.search(self._asked(queries), effort, params=self._choice)[1]
+        passing, expected = lists.passing(within)[chosen], within.share * lists.sizes[chosen]
+        passing[chosen < 0], expected[chosen < 0] = 0, 0.0
+        thin = _fewer(passing[:, 0], expected[:, 0]) | _fewer(passing.sum(axis=1), expected.sum(axis=1))
+        return np.flatnonzero(thin)
+
     def ranked(self, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
         """The best k by their own products of rows ``(n, width)``, of which -1 stands for none."""
         inner = self.products(queries, rows)
@@ -206,7 +217,7 @@ class CodedIvf(Ivf):
         usual = within.count / len(counts)  # that pass in a list
         more = np.where(useful[:, 0], effort, effort * _AWAY)
         expected = effort * usual
-        more[reached[:, min(effort, len(counts)) - 1] < 0.95 * expected - 1.5 * sqrt(expected)] = effort * _DEPLETED
+        more[_fewer(reached[:, min(effort, len(counts)) - 1], expected)] = effort * _DEPLETED
         more = more[:, None]
         scanned: Mask = useful & ((reached - passing < more * usual) | (useful.cumsum(axis=1) <= more))
         probes = int(np.flatnonzero(scanned.any(axis=0))[-1]) + 1
@@ -239,6 +250,12 @@ def _choice_of_lists(centroids: Floats, metric: int) -> Any:
 def _enough(rows: Floats) -> Floats:
     """At least a row for each code, as FAISS wants it to learn codes from."""
     return np.resize(rows, (max(len(rows), 2**_BITS), rows.shape[1]))
+
+
+def _fewer(passing: Rows, expected: Any) -> Mask:
+    """Whether fewer pass than chance explains."""
+    fewer: Mask = passing < 0.95 * expected - 1.5 * np.sqrt(expected)
+    return fewer
 
 
 def answers_of(k: int, selectivity: float) -> float:

@@ -81,7 +81,7 @@ def through_clusters(
     """The best passing rows of the nearest ``effort`` clusters, which are expected to reach ``recall``; ``together``
     and ``heeded`` as in :class:`Plan`.
 
-    A query that finds too few of them is answered exactly.
+    A query near which fewer rows pass than elsewhere looks farther out; one that finds too few is answered exactly.
     """
     assert here.clusters is not None
     lists = here.clusters
@@ -102,6 +102,11 @@ def through_clusters(
     found, rows = lists.search(queries, k, effort=effort, within=within)
     counts = np.full(len(rows), k)
     done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
+    if isinstance(lists, CodedIvf) and passing is not None and not together:
+        # A search that heeds a filter does not see how deep it looked.
+        lacking = lists.thinned(queries, effort, passing.bitmap)
+        if len(lacking):
+            look_elsewhere(here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort)
     _complete(here, passing, queries, np.arange(len(rows)), done, k)
     return done
 

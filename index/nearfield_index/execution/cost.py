@@ -38,6 +38,9 @@ _FIFTH = 0.2
 WALKED = 0.2
 """So much passes that a filter which chooses last shows whether its rows keep together."""
 
+# So little passes that it may be heeded, and what a query misses then shows only by what passes near it.
+_NARROW = 0.07
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -176,8 +179,11 @@ class Calibration:
         """A setting of more effort than one that reaches already; None past what was measured."""
         if not self.reaches or effort > self.reaches[-1].effort:
             return None
-        us = float(np.interp(effort, [r.effort for r in self.reaches], [r.us for r in self.reaches]))
-        return Setting(effort, reached.recall, us)
+        return Setting(effort, reached.recall, self.walk_us(effort))
+
+    def walk_us(self, effort: int) -> float:
+        """What a walk through the graph of such an effort costs, in us."""
+        return float(np.interp(effort, [r.effort for r in self.reaches], [r.us for r in self.reaches]))
 
     def found(self, effort: int) -> Doubles:
         """By place in a graph search's own ranking (0 first), how sure one may be that nothing before it is missing.
@@ -246,13 +252,13 @@ class Calibration:
         among more rows found, and what that costs. ``lone``: a query by itself, which loses nothing by a bitmap of its
         own.
 
-        A broad filter chooses, for what it finds tells how deep the search has looked.
+        A filter that is not narrow chooses, for what it finds tells how deep the search has looked.
         """
         heeded_us = self.prices.bitmap_of(selectivity) + (self.prices.heeding - 1) * us
         if not lone:
             heeded_us += self.prices.lone_sweep_us
         chosen_us = (answers_of(k, selectivity) - answers_of(k, 1.0)) * self.prices.answer_us
-        heeded = selectivity < WALKED and heeded_us < chosen_us
+        heeded = selectivity < _NARROW and heeded_us < chosen_us
         return heeded, heeded_us if heeded else chosen_us
 
     def sweep_at(self, depth: float, target: float) -> Setting | None:

@@ -3,7 +3,9 @@
 A walk that heeds a filter visits the same nodes, so nothing is lost by asking later, and much is gained: only the rows
 found are tested instead of making a bitmap of all, queries with different filters share one call, and every query
 shows by the places of its hits how deep it had to look, hence what recall to expect. One that had to look too deep
-walks again with more effort, or is answered exactly, whatever the filter has to do with the vectors.
+walks again with more effort, or is answered exactly, whatever the filter has to do with the vectors. Where next to
+nothing of what is near passes, though much does elsewhere, the second walk heeds the filter, and goes on until it has
+found enough that passes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.execution.clusters import Walked, exactly, look_elsewhere, passes, poor, through_clusters
-from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.cost import WALKED, Calibration
 from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
@@ -88,6 +90,12 @@ def walk_again(
 
     ``width`` says how many rows the walk with ``effort`` gave.
     """
+    if passing is not None:
+        lacking = _heed(
+            here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort, width=width
+        )
+        if not len(lacking):
+            return
     setting, clusters = None, None
     if passing is not None:
         share = float((done.counts[lacking].mean() + 0.5) / (width + 1))
@@ -124,6 +132,39 @@ def walk_again(
         exactly(here, passing, queries, lacking, done, k)
         return
     _better(done, lacking, walk(here, calibration, passing, asked, k=k, target=target, effort=setting.effort))
+
+
+def _heed(
+    here: FieldPart,
+    calibration: Calibration,
+    passing: Compiled,
+    queries: Floats,
+    lacking: Rows,
+    done: Walked,
+    *,
+    k: int,
+    target: float,
+    effort: int,
+    width: int,
+) -> Rows:
+    """Answer those of the ``lacking`` that looked far too deep by a walk that heeds a broad filter; give the others."""
+    assert here.backend is not None
+    far = k * (width + 1) / (done.counts[lacking] + 0.5) > _MOST_STEP * effort
+    effort = max(k, _MOST_STEP * effort)
+    heeds = here.backend.kind == "hnsw" and passing.count >= WALKED * passing.n
+    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
+    if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
+        return lacking
+    those = lacking[far]
+    asked = queries[those]
+    inner, rows = here.backend.search(asked, k, effort=effort, within=passing.bitmap)
+    done.rows[those], done.scored[those] = rows, here.found_scores(asked, rows, inner)
+    done.recall[those] = target
+    done.again += len(those)
+    few = those[rows[:, -1] < 0]
+    if len(few):
+        exactly(here, passing, queries, few, done, k)
+    return lacking[~far]
 
 
 def _better(done: Walked, which: Rows, better: Walked) -> None:

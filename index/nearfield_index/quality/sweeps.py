@@ -101,6 +101,7 @@ def _heeding(
 
 def _search(lists: CodedIvf, queries: Floats, effort: int, within: Compiled) -> None:
     lists.search(queries, DEPTHS[0], effort=effort, within=within)
+    lists.thinned(queries, effort, within.bitmap)
 
 
 def _places(found: Rows, wanted: Rows, n: int) -> Rows:

@@ -186,3 +186,10 @@ def test_spellings_of_one_predicate_get_one_plan_and_one_answer(tmp_path: Path) 
             plans = [{k: v for k, v in plan.items() if k not in ("us",)} for plan in reply["meta"]["plans"]]
             answers.append((reply["results"], plans))
         assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize(("share", "heeded"), [(0.02, True), (0.06, True), (0.08, False), (0.15, False), (0.5, False)])
+def test_only_a_narrow_filter_is_heeded_for_its_price(share: float, heeded: bool) -> None:
+    """What passes of a broader one among the rows found is the only sign of how deep the search had to look."""
+    known = Calibration("queries", 300, Prices(1.0, 0.1, 0.2, 0.1, 0.01, answer_us=100.0))
+    assert known.sieve(share, 10, 50.0, lone=True)[0] == heeded
