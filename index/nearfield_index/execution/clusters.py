@@ -18,7 +18,7 @@ from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.backends.exact import first, pad
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import DEPTHS, Calibration
+from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
@@ -29,6 +29,8 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 # Queries differ in depth; what counts is their mean, so one may fall short by this much: after a walk, and by codes.
 _SHORT_WALK, _SHORT = 0.015, 0.01
 _LATE = 0.4
+# Rows farther down than this are not confused by more than the segment allows for in any case.
+_DEEP = 320
 _ONE, _NONE = np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64)
 
 
@@ -194,7 +196,7 @@ def look_elsewhere(
     ways = [way for way in (together, deeper) if way is not None]
     effort = max(effort, *(way.effort for way in ways))
     # Far down, rows are so close to each other in rank that the codes confuse more of them.
-    deep = ceil(min(depth, DEPTHS[-1]) * share)
+    deep = ceil(min(depth, _DEEP) * share)
     found, rows = here.clusters.search(asked, k, effort=effort, within=within, deep=deep)
     done.rows[lacking], done.scored[lacking] = rows, here.found_scores(asked, rows, found)
     done.recall[lacking] = min(way.recall for way in ways)

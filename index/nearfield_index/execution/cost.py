@@ -223,7 +223,7 @@ class Calibration:
 
     def _cheapest(self, shape: str, selectivity: float, k: int, target: float) -> Setting | None:
         aim = self._aim(target)
-        if selectivity < (WALKED if self.sweeps and shape == "random" else 1.0):
+        if selectivity < (_NARROW if self.sweeps and shape == "random" else 1.0):
             aim += _SPARE[shape] * (1 - target)
         if self.sweeps and (shape == "random" or selectivity >= 1.0):
             return self._swept(selectivity, k, aim)

@@ -27,6 +27,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
+# Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
+_FAR, _LEAST_HEEDED = 2.5, 256
 
 
 def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Mask, k: int, places: Doubles) -> Walked:
@@ -147,10 +149,12 @@ def _heed(
     effort: int,
     width: int,
 ) -> Rows:
-    """Answer those of the ``lacking`` that looked far too deep by a walk that heeds a broad filter; give the others."""
+    """Answer those of the ``lacking`` that looked far too deep by a walk that heeds a broad filter; give the others,
+    those too near which nothing passes: such a walk would end before it came to where much does."""
     assert here.backend is not None
-    far = k * (width + 1) / (done.counts[lacking] + 0.5) > _MOST_STEP * effort
-    effort = max(k, _MOST_STEP * effort)
+    counts = done.counts[lacking]
+    far = (counts > 0) & (k * (width + 1) / (counts + 0.5) > _FAR * effort)
+    effort = max(_LEAST_HEEDED, k, _MOST_STEP * effort)
     heeds = here.backend.kind == "hnsw" and passing.count >= WALKED * passing.n
     scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
     if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
