@@ -102,7 +102,7 @@ class Prices:
     answer_us: float = 0.0
     """Of as many more rows as coded lists find for one more answer."""
     heeding: float = 1.0
-    """How many times as long coded lists take that heed a bitmap of few rows."""
+    """How many times as long coded lists take that heed a bitmap of few rows, for one query."""
 
     def bitmap_of(self, share: float) -> float:
         """Of making a bitmap of such a share of the rows."""
@@ -249,14 +249,14 @@ class Calibration:
 
     def sieve(self, selectivity: float, k: int, us: float, *, lone: bool) -> tuple[bool, float]:
         """Whether a scan of coded lists that takes ``us`` had better heed a filter, as a bitmap, than have it choose
-        among more rows found, and what that costs. ``lone``: a query by itself, which loses nothing by a bitmap of its
-        own.
+        among more rows found, and what that costs. ``lone``: a query by itself, for which ``us`` tells that it is one,
+        as a query behind a bitmap of its own always is.
 
         A filter that is not narrow chooses, for what it finds tells how deep the search has looked.
         """
         heeded_us = self.prices.bitmap_of(selectivity) + (self.prices.heeding - 1) * us
-        if not lone:
-            heeded_us += self.prices.lone_sweep_us
+        if lone:
+            heeded_us = max(0.0, heeded_us - self.prices.lone_sweep_us)
         chosen_us = (answers_of(k, selectivity) - answers_of(k, 1.0)) * self.prices.answer_us
         heeded = selectivity < _NARROW and heeded_us < chosen_us
         return heeded, heeded_us if heeded else chosen_us

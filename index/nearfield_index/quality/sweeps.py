@@ -95,8 +95,11 @@ def _heeding(
 ) -> float:
     within = Known(Bitmap.from_mask(random.random(len(field)) < _HEEDED))
     plain = one_thread_us(partial(_choose, field, lists, None, width, effort=effort), queries)
-    heeded = one_thread_us(lambda some: _search(lists, some, effort, within), queries)
-    return max(1.0, heeded / plain) if plain else 1.0
+    heeded = [
+        one_thread_us(lambda some: _search(lists, some, effort, within), queries[number : number + 1])
+        for number in range(len(queries))
+    ]
+    return max(1.0, float(np.median(heeded)) / plain) if plain else 1.0
 
 
 def _search(lists: CodedIvf, queries: Floats, effort: int, within: Compiled) -> None:
