@@ -23,7 +23,7 @@ _FEW = 0.07  # such a bitmap is counted rather than sampled
 _TOGETHER = 0.15
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
-_WORTH = 1.3
+_WORTH = 1.6
 
 # A walk that finds too little is repeated at about so many times its cost.
 _AGAIN = 4
