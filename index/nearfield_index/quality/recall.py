@@ -1,7 +1,7 @@
 """Measured recall: a sample of live queries is answered again exactly, later, against the very view they saw.
 
-The sample costs the query a random number; replays run in the background worker and pause for fifty times the processor
-time they took, so that they stay under 2 % of one core. Estimates are kept per plan and selectivity bucket.
+The sample costs the query a random number; replays run in the background worker and pause for 66 times the processor
+time they took, so that they stay under 1.8 % of one core. Estimates are kept per plan and selectivity bucket.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 _WAITING = 32
 _VIEWS = 3  # an old view keeps its tail and its segments in memory
-_REST = 50.0
+_REST = 66.0
 _LARGEST_K = 1_000
 _TIES = 1e-5  # approximate answers carry float32 scores
 _ENOUGH = 200
