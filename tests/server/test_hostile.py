@@ -559,10 +559,10 @@ def test_body_that_stops_arriving(start_process: Callable[..., Any]) -> None:
     head = f"POST {QUERY} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(head.encode() + b"{")
-        reply = connection.recv(65536)
+        with connection.makefile("rb") as received:
+            reply = received.read()  # ends where the connection is closed
         assert reply.startswith(b"HTTP/1.1 408 ")
         assert b'"code":"body_timeout"' in reply
-        assert connection.recv(1) == b"", "the connection is closed"
 
 
 def test_client_that_hangs_up_early(start_process: Callable[..., Any]) -> None:
