@@ -17,7 +17,7 @@ import numpy as np
 
 from nearfield_index.backends.base import BuildParams, Floats, Mask, Rows, RowTest, Space, Step
 from nearfield_index.backends.exact import first, nothing, pad, products
-from nearfield_index.backends.ivf import Ivf
+from nearfield_index.backends.ivf import Ivf, fewer
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
@@ -120,8 +120,7 @@ class CodedIvf(Ivf):
         queries = np.ascontiguousarray(self.space.vectors.matrix[asked])
         if self.space.metric is Metric.L2:
             queries[:, -1] = 1.0
-        most = _RESCORED[-1] * (_WANTED + _MORE)
-        rescored = self._enough(queries, None, most, [times * (_WANTED + _MORE) for times in _RESCORED])
+        rescored = self._wide_enough(queries, None, [times * (_WANTED + _MORE) for times in _RESCORED])
         rescored //= _WANTED + _MORE
         self._params = replace(self._params, rescored=rescored)
         usual = self.width_of(_WANTED)
@@ -132,18 +131,18 @@ class CodedIvf(Ivf):
             window = Bitmap.from_rows(self._count, np.arange(start, start + size))
             others = queries[(asked < start) | (asked >= start + size)]
             if len(others):
-                farther = max(farther, self._enough(others, window, widths[-1], widths) // usual)
+                farther = max(farther, self._wide_enough(others, window, widths) // usual)
         self._params = replace(self._params, farther=farther)
         return self._params
 
-    def _enough(self, queries: Floats, within: Bitmap | None, most: int, widths: Sequence[int]) -> int:
-        """The least of these numbers of candidates, of ``most`` that the codes rank first, among which the nearest
+    def _wide_enough(self, queries: Floats, within: Bitmap | None, widths: Sequence[int]) -> int:
+        """The least of these numbers (ascending) of candidates that the codes rank first, among which the nearest
         are."""
         flat = self.space.vectors.flat
         sel = faiss.IDSelectorAll() if within is None else faiss.IDSelectorBitmap(within.bits())
         count = min(_WANTED, self._count if within is None else within.count)
         wanted = flat.search(queries, count, params=faiss.SearchParameters(sel=sel))[1]
-        rows = self.candidates(queries, most, len(self.space.lists.centroids), within)
+        rows = self.candidates(queries, widths[-1], len(self.space.lists.centroids), within)
         for width in widths:
             if np.mean([np.isin(*pair).mean() for pair in zip(wanted, rows[:, :width], strict=True)]) >= _ENOUGH:
                 return width
@@ -188,7 +187,7 @@ class CodedIvf(Ivf):
         chosen = self._near.search(self._asked(queries), effort, params=self._choice)[1]
         passing, expected = lists.passing(within)[chosen], within.share * lists.sizes[chosen]
         passing[chosen < 0], expected[chosen < 0] = 0, 0.0
-        thin = _fewer(passing[:, 0], expected[:, 0]) | _fewer(passing.sum(axis=1), expected.sum(axis=1))
+        thin = fewer(passing[:, 0], expected[:, 0]) | fewer(passing.sum(axis=1), expected.sum(axis=1))
         return np.flatnonzero(thin)
 
     def ranked(self, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
@@ -217,7 +216,7 @@ class CodedIvf(Ivf):
         usual = within.count / len(counts)  # that pass in a list
         more = np.where(useful[:, 0], effort, effort * _AWAY)
         expected = effort * usual
-        more[_fewer(reached[:, min(effort, len(counts)) - 1], expected)] = effort * _DEPLETED
+        more[fewer(reached[:, min(effort, len(counts)) - 1], expected)] = effort * _DEPLETED
         more = more[:, None]
         scanned: Mask = useful & ((reached - passing < more * usual) | (useful.cumsum(axis=1) <= more))
         probes = int(np.flatnonzero(scanned.any(axis=0))[-1]) + 1
@@ -250,12 +249,6 @@ def _choice_of_lists(centroids: Floats, metric: int) -> Any:
 def _enough(rows: Floats) -> Floats:
     """At least a row for each code, as FAISS wants it to learn codes from."""
     return np.resize(rows, (max(len(rows), 2**_BITS), rows.shape[1]))
-
-
-def _fewer(passing: Rows, expected: Any) -> Mask:
-    """Whether fewer pass than chance explains."""
-    fewer: Mask = passing < 0.95 * expected - 1.5 * np.sqrt(expected)
-    return fewer
 
 
 def answers_of(k: int, selectivity: float) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from math import sqrt
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import faiss
 import numpy as np
@@ -102,7 +101,12 @@ class Ivf:
             rows = _joined(first, length)
             passing = rows[within.test(rows)]
         expected = within.share * int(length.sum())
-        return passing, len(passing) >= 0.95 * expected - 1.5 * sqrt(expected)
+        return passing, not fewer(len(passing), expected)
+
+
+def fewer(passing: Any, expected: Any) -> Any:
+    """Whether fewer rows pass than chance explains: bool, or an array of them."""
+    return passing < 0.95 * expected - 1.5 * np.sqrt(expected)
 
 
 def _joined(first: Rows, length: Rows) -> Rows:

@@ -109,7 +109,7 @@ def through_clusters(
         lacking = lists.thinned(queries, effort, passing.bitmap)
         if len(lacking):
             look_elsewhere(here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort)
-    _complete(here, passing, queries, np.arange(len(rows)), done, k)
+    complete(here, passing, queries, np.arange(len(rows)), done, k)
     return done
 
 
@@ -201,7 +201,7 @@ def look_elsewhere(
     done.rows[lacking], done.scored[lacking] = rows, here.found_scores(asked, rows, found)
     done.recall[lacking] = min(way.recall for way in ways)
     done.again += len(lacking)
-    _complete(here, passing, queries, lacking, done, k)
+    complete(here, passing, queries, lacking, done, k)
 
 
 def joined(parts: Sequence[Walked]) -> Walked:
@@ -223,7 +223,7 @@ def exactly(here: FieldPart, passing: Compiled | None, queries: Floats, which: R
     done.exact += len(which)
 
 
-def _complete(here: FieldPart, passing: Compiled | None, queries: Floats, asked: Rows, done: Walked, k: int) -> None:
+def complete(here: FieldPart, passing: Compiled | None, queries: Floats, asked: Rows, done: Walked, k: int) -> None:
     """Answer exactly which of the queries ``asked`` have fewer rows than there are."""
     enough = min(k, len(here) if passing is None else passing.count)
     few = asked[done.rows[asked, enough - 1] < 0]  # rows come best first and padded with -1 last

@@ -16,7 +16,7 @@ import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.execution.clusters import Walked, exactly, look_elsewhere, passes, poor, through_clusters
+from nearfield_index.execution.clusters import Walked, complete, exactly, look_elsewhere, passes, poor, through_clusters
 from nearfield_index.execution.cost import WALKED, Calibration
 from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.filters.compiled import Compiled
@@ -165,9 +165,7 @@ def _heed(
     done.rows[those], done.scored[those] = rows, here.found_scores(asked, rows, inner)
     done.recall[those] = target
     done.again += len(those)
-    few = those[rows[:, -1] < 0]
-    if len(few):
-        exactly(here, passing, queries, few, done, k)
+    complete(here, passing, queries, those, done, k)
     return lacking[~far]
 
 

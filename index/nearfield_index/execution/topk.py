@@ -42,14 +42,13 @@ def merge(found: Sequence[tuple[int, Ints, Doubles]], parts: Sequence[LivePart],
     if len(found) == 1:
         number, rows, scored = found[0]
         if len(rows) == 1:  # one query of one part, the common case, at half the price
-            top = scored[0]
+            kept, top = rows, scored[0]
             if not (top[1:] < top[:-1]).all():
                 order = top.argsort()[::-1][: k + 1]
-                rows, top = rows[:, order], top[order]
-            if (top[1:] < top[:-1]).all() and rows.size and rows[0, -1] >= 0:  # where none are equal
-                rows, top = rows[:, :k], top[None, :k]
-                return Candidates(top, np.full(rows.shape, number), rows, parts[number].part.pks[rows])
-            rows, scored = found[0][1:]
+                kept, top = rows[:, order], top[order]
+            if (top[1:] < top[:-1]).all() and kept.size and kept[0, -1] >= 0:  # where none are equal
+                kept = kept[:, :k]
+                return Candidates(top[None, :k], np.full(kept.shape, number), kept, parts[number].part.pks[kept])
         rows, scored = best(parts[number].part, rows, scored, k)
         pks = _keys_at(parts[number].part.pks, rows)
         return Candidates(scored, np.full_like(rows, number), rows, pks)

@@ -84,15 +84,17 @@ def lone_us(search: Callable[[Floats, int], None], queries: Floats, reaches: Seq
         return 0.0
     effort = usual_effort(reaches)
     together = one_thread_us(lambda some: search(some, effort), queries)
-    lone = [
-        one_thread_us(lambda some: search(some, effort), queries[number : number + 1]) for number in range(len(queries))
-    ]
-    return max(0.0, float(np.median(lone)) - together)
+    return max(0.0, one_by_one_us(lambda some: search(some, effort), queries) - together)
 
 
 def usual_effort(reaches: Sequence[Reach]) -> int:
     """What most queries take."""
     return next((r.effort for r in reaches if r.recall[0] >= _USUAL), reaches[-1].effort)
+
+
+def one_by_one_us(search: Callable[[Floats], None], queries: Floats) -> float:
+    """Processor time of a query by itself on one thread, the middle of several, in microseconds."""
+    return float(np.median([one_thread_us(search, queries[number : number + 1]) for number in range(len(queries))]))
 
 
 def one_thread_us(search: Callable[[Floats], None], queries: Floats) -> float:

@@ -13,18 +13,16 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.clusters import choose, passes
 from nearfield_index.execution.cost import DEPTHS, Calibration, Prices, Reach
 from nearfield_index.filters.compiled import Compiled, Known
-from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_thread_us, usual_effort
+from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_by_one_us, one_thread_us, usual_effort
 from nearfield_index.quality.probes import GOOD_ENOUGH, Probe, without_own
 from nearfield_index.segments.part import FieldPart
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
-
 # Filters under which the k nearest lie deeper pass so few rows of fewer rows in all that an exact answer is cheaper.
 _DEEP, _FEW = 1_024, 64
 _HEEDED = 0.05
-
 
 _UNKNOWN = Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))
 
@@ -95,11 +93,8 @@ def _heeding(
 ) -> float:
     within = Known(Bitmap.from_mask(random.random(len(field)) < _HEEDED))
     plain = one_thread_us(partial(_choose, field, lists, None, width, effort=effort), queries)
-    heeded = [
-        one_thread_us(lambda some: _search(lists, some, effort, within), queries[number : number + 1])
-        for number in range(len(queries))
-    ]
-    return max(1.0, float(np.median(heeded)) / plain) if plain else 1.0
+    heeded = one_by_one_us(lambda some: _search(lists, some, effort, within), queries)
+    return max(1.0, heeded / plain) if plain else 1.0
 
 
 def _search(lists: CodedIvf, queries: Floats, effort: int, within: Compiled) -> None:
