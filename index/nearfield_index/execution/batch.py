@@ -18,7 +18,8 @@ from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.coded import VALUES, CodedIvf, blocks
 from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.errors import DeadlineExceeded
-from nearfield_index.execution.clusters import choose, look_elsewhere, passes, poor, through_clusters
+from nearfield_index.execution.asked import Asked, passes, poor
+from nearfield_index.execution.clusters import choose, look_elsewhere, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
 from nearfield_index.execution.graph import sift, walk, walk_again
@@ -289,21 +290,12 @@ class _Batch:
             start = time.perf_counter() - share * (b - a)
             before = walked.again, walked.exact
             mine = lacking[again[number] : again[number + 1]]
-            if len(mine) and way.coded:
-                look_elsewhere(here, calibration, each.passing, asked, mine, walked, k=k, target=target, effort=effort)
-            elif len(mine):
-                walk_again(
-                    here,
-                    calibration,
-                    each.passing,
-                    asked,
-                    mine,
-                    walked,
-                    k=k,
-                    target=target,
-                    effort=effort,
-                    width=way.width,
-                )
+            if len(mine):
+                lone = Asked(here, calibration, each.passing, asked, k, target)
+                if way.coded:
+                    look_elsewhere(lone, mine, walked, effort=effort)
+                else:
+                    walk_again(lone, mine, walked, effort=effort, width=way.width)
             recall = float(walked.recall[a] if b - a == 1 else walked.recall[a:b].mean())
             self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
         self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
@@ -416,21 +408,13 @@ def _on_cpu(
     if plan.kind == "exact" or calibration is None:
         within = None if passing is None else passing.bitmap
         return *exact_rows(here, queries, search.k, within, _ranking(part, here)), ran
+    asked = Asked(here, calibration, passing, queries, search.k, search.recall)
     if here.clusters is not None and plan.kind == here.clusters.kind:
         walked = through_clusters(
-            here,
-            calibration,
-            passing,
-            queries,
-            k=search.k,
-            target=search.recall,
-            effort=plan.effort,
-            recall=plan.recall,
-            together=plan.together,
-            heeded=plan.heeded,
+            asked, effort=plan.effort, recall=plan.recall, together=plan.together, heeded=plan.heeded
         )
     else:
-        walked = walk(here, calibration, passing, queries, k=search.k, target=search.recall, effort=plan.effort)
+        walked = walk(asked, plan.effort)
     recall = float(walked.recall[0] if len(walked.recall) == 1 else walked.recall.mean())
     return walked.rows, walked.scored, ran._replace(recall=recall, again=walked.again, exact=walked.exact)
 

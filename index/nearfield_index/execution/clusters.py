@@ -8,7 +8,6 @@ the rows that pass keep together, or turn out to lie elsewhere, only lists that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -18,75 +17,27 @@ from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.backends.exact import first, pad
 from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.asked import Asked, Walked, complete, exactly, passes, poor
 from nearfield_index.execution.cost import Calibration
-from nearfield_index.execution.exact import exact_rows
-from nearfield_index.execution.topk import put
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
-# Queries differ in depth; what counts is their mean, so one may fall short by this much: after a walk, and by codes.
-_SHORT_WALK, _SHORT = 0.015, 0.01
 _LATE = 0.4
 # Rows farther down than this are not confused by more than the segment allows for in any case.
 _DEEP = 320
-_ONE, _NONE = np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64)
 
 
-@dataclass
-class Walked:
-    """Of some queries: ``rows`` and ``scored`` ``(n, k)`` padded with -1 and -inf, ``recall`` to expect of each,
-    ``counts`` of rows found that pass, how many looked again and how many were answered exactly."""
-
-    rows: Rows
-    scored: Doubles
-    recall: Doubles
-    counts: Rows
-    depths: Doubles | None = None
-    """How deep in the ranking of all rows each query looked, as far as the codes tell."""
-    again: int = 0
-    exact: int = 0
-
-
-def passes(rows: Rows, passing: Compiled | None) -> Mask:
-    """Which of the rows found (-1: none) pass, same shape."""
-    if passing is None:
-        return rows >= 0
-    if rows.size and rows[:, -1].min() >= 0:  # rows come best first and padded with -1 last
-        return passing.test(rows)
-    return passing.test(np.maximum(rows, 0)) & (rows >= 0)
-
-
-def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
-    """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
-    short = _SHORT_WALK if walked.depths is None else _SHORT
-    if len(walked.counts) == 1 and isinstance(filtered, bool):  # the common case, at a tenth of the price
-        lacking = walked.counts[0] < k or (filtered and walked.recall[0] < target - short)
-        return _ONE if lacking else _NONE
-    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - short))
-
-
-def through_clusters(
-    here: FieldPart,
-    calibration: Calibration,
-    passing: Compiled | None,
-    queries: Floats,
-    *,
-    k: int,
-    target: float,
-    effort: int,
-    recall: float,
-    together: bool,
-    heeded: bool,
-) -> Walked:
+def through_clusters(asked: Asked, *, effort: int, recall: float, together: bool, heeded: bool) -> Walked:
     """The best passing rows of the nearest ``effort`` clusters, which are expected to reach ``recall``; ``together``
     and ``heeded`` as in :class:`Plan`.
 
     A query near which fewer rows pass than elsewhere looks farther out; one that finds too few is answered exactly.
     """
-    assert here.clusters is not None
+    here, calibration, passing, queries, k, target = asked
     lists = here.clusters
+    assert lists is not None
     selectivity = 1.0 if passing is None else passing.counted().likely / passing.n
     if isinstance(lists, CodedIvf) and passing is not None and not heeded:
         width = lists.candidates_of(k, selectivity)
@@ -97,7 +48,7 @@ def through_clusters(
         done = parts[0] if len(parts) == 1 else joined(parts)
         lacking = poor(done, True, k, target)
         if len(lacking):
-            look_elsewhere(here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort)
+            look_elsewhere(asked, lacking, done, effort=effort)
         return done
     # A bitmap tells which clusters are worth a look.
     within: Bitmap | Compiled | None = passing.bitmap if together and passing is not None else passing
@@ -108,8 +59,8 @@ def through_clusters(
         # A search that heeds a filter does not see how deep it looked.
         lacking = lists.thinned(queries, effort, passing.bitmap)
         if len(lacking):
-            look_elsewhere(here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort)
-    complete(here, passing, queries, np.arange(len(rows)), done, k)
+            look_elsewhere(asked, lacking, done, effort=effort)
+    complete(asked, np.arange(len(rows)), done)
     return done
 
 
@@ -167,41 +118,30 @@ def _choose_one(
     return Walked(rows, scored, np.array([sure]), np.array([count]), np.array([depth if seen else 2 * depth]))
 
 
-def look_elsewhere(
-    here: FieldPart,
-    calibration: Calibration,
-    passing: Compiled | None,
-    queries: Floats,
-    lacking: Rows,
-    done: Walked,
-    *,
-    k: int,
-    target: float,
-    effort: int,
-) -> None:
-    """Answer the ``lacking`` of some queries from clusters that have rows which pass, or else exactly.
+def look_elsewhere(asked: Asked, lacking: Rows, done: Walked, *, effort: int) -> None:
+    """Answer the ``lacking`` of the queries from clusters that have rows which pass, or else exactly.
 
     ``effort`` was too little.
     """
+    here, calibration, passing, queries, k, target = asked
     assert isinstance(here.clusters, CodedIvf)
-    asked = queries[lacking]
     within = None if passing is None else passing.bitmap
     share = 1.0 if within is None else within.share
     together = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
     depth = 0.0 if done.depths is None else float(np.median(done.depths[lacking]))
     deeper = calibration.sweep_at(depth, target)
     if together is None and deeper is None:
-        exactly(here, passing, queries, lacking, done, k)
+        exactly(asked, lacking, done)
         return
     ways = [way for way in (together, deeper) if way is not None]
     effort = max(effort, *(way.effort for way in ways))
     # Far down, rows are so close to each other in rank that the codes confuse more of them.
     deep = ceil(min(depth, _DEEP) * share)
-    found, rows = here.clusters.search(asked, k, effort=effort, within=within, deep=deep)
-    done.rows[lacking], done.scored[lacking] = rows, here.found_scores(asked, rows, found)
+    found, rows = here.clusters.search(queries[lacking], k, effort=effort, within=within, deep=deep)
+    done.rows[lacking], done.scored[lacking] = rows, here.found_scores(queries[lacking], rows, found)
     done.recall[lacking] = min(way.recall for way in ways)
     done.again += len(lacking)
-    complete(here, passing, queries, lacking, done, k)
+    complete(asked, lacking, done)
 
 
 def joined(parts: Sequence[Walked]) -> Walked:
@@ -213,19 +153,3 @@ def joined(parts: Sequence[Walked]) -> Walked:
         np.concatenate([p.counts for p in parts]),
         np.concatenate([p.depths for p in parts if p.depths is not None]),
     )
-
-
-def exactly(here: FieldPart, passing: Compiled | None, queries: Floats, which: Rows, done: Walked, k: int) -> None:
-    """Answer ``which`` of some queries by an exact scan."""
-    within = None if passing is None else passing.bitmap
-    put(done.rows, done.scored, which, *exact_rows(here, queries[which], k, within))
-    done.recall[which] = 1.0
-    done.exact += len(which)
-
-
-def complete(here: FieldPart, passing: Compiled | None, queries: Floats, asked: Rows, done: Walked, k: int) -> None:
-    """Answer exactly which of the queries ``asked`` have fewer rows than there are."""
-    enough = min(k, len(here) if passing is None else passing.count)
-    few = asked[done.rows[asked, enough - 1] < 0]  # rows come best first and padded with -1 last
-    if len(few):
-        exactly(here, passing, queries, few, done, k)

@@ -16,8 +16,9 @@ import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.execution.clusters import Walked, complete, exactly, look_elsewhere, passes, poor, through_clusters
-from nearfield_index.execution.cost import WALKED, Calibration
+from nearfield_index.execution.asked import Asked, Walked, complete, exactly, passes, poor
+from nearfield_index.execution.clusters import look_elsewhere, through_clusters
+from nearfield_index.execution.cost import WALKED
 from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
@@ -53,104 +54,60 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
     return Walked(kept, here.found_scores(queries, kept, inner), sure, upto[:, -1])
 
 
-def walk(
-    here: FieldPart,
-    calibration: Calibration,
-    passing: Compiled | None,
-    queries: Floats,
-    *,
-    k: int,
-    target: float,
-    effort: int,
-) -> Walked:
+def walk(asked: Asked, effort: int) -> Walked:
     """Search with this effort, then with more where a query turns out to need it."""
+    here, calibration, passing, queries, k, target = asked
     assert here.backend is not None
     found, rows = here.backend.search(queries, k if passing is None else effort, effort=effort, within=None)
     done = sift(here, queries, found, rows, passes(rows, passing), k, calibration.found(effort))
     lacking = poor(done, passing is not None, k, target)
     if len(lacking):
-        walk_again(
-            here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort, width=rows.shape[1]
-        )
+        walk_again(asked, lacking, done, effort=effort, width=rows.shape[1])
     return done
 
 
-def walk_again(
-    here: FieldPart,
-    calibration: Calibration,
-    passing: Compiled | None,
-    queries: Floats,
-    lacking: Rows,
-    done: Walked,
-    *,
-    k: int,
-    target: float,
-    effort: int,
-    width: int,
-) -> None:
-    """Answer the ``lacking`` of some queries better, in the cheapest way: a longer walk, the clusters or an exact scan.
+def walk_again(asked: Asked, lacking: Rows, done: Walked, *, effort: int, width: int) -> None:
+    """Answer the ``lacking`` of the queries better, in the cheapest way: a longer walk, the clusters or an exact scan.
 
     ``width`` says how many rows the walk with ``effort`` gave.
     """
-    if passing is not None:
-        lacking = _heed(
-            here, calibration, passing, queries, lacking, done, k=k, target=target, effort=effort, width=width
-        )
-        if not len(lacking):
-            return
-    setting, clusters = None, None
-    if passing is not None:
-        share = float((done.counts[lacking].mean() + 0.5) / (width + 1))
-        depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
-        setting = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
-    asked = queries[lacking]
-    count = len(here) if passing is None else passing.count
-    scan = calibration.exact_us(count, contiguous=passing is None, queries=len(asked))
-    if passing is not None and here.clusters is not None:
-        clusters = calibration.setting(selectivity=count / passing.n, k=k, target=target, shapes=("random", "run"))
-    bitmap_us = 0.0 if passing is None else calibration.prices.bitmap_of(count / passing.n) / len(asked)
-    if clusters is not None and clusters.us + bitmap_us < min(scan, np.inf if setting is None else setting.us):
+    here, calibration, passing, _, k, target = asked
+    if passing is None:  # fewer rows were found than there are
+        exactly(asked, lacking, done)
+        return
+    lacking = _heed(asked, passing, lacking, done, effort=effort, width=width)
+    if not len(lacking):
+        return
+    share = float((done.counts[lacking].mean() + 0.5) / (width + 1))
+    depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
+    longer = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
+    longer_us = np.inf if longer is None else longer.us
+    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=len(lacking))
+    selectivity = passing.count / passing.n
+    clusters = None
+    if here.clusters is not None:
+        clusters = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=("random", "run"))
+    bitmap_us = calibration.prices.bitmap_of(selectivity) / len(lacking)
+    if clusters is not None and clusters.us + bitmap_us < min(scan_us, longer_us):
         if isinstance(here.clusters, CodedIvf):
             done.depths = k * (width + 1) / (done.counts + 0.5)
-            look_elsewhere(
-                here, calibration, passing, queries, lacking, done, k=k, target=target, effort=clusters.effort
-            )
+            look_elsewhere(asked, lacking, done, effort=clusters.effort)
             return
+        together = "run" in shapes_of(togetherness(passing, here.by_cluster))
         better = through_clusters(
-            here,
-            calibration,
-            passing,
-            asked,
-            k=k,
-            target=target,
-            effort=clusters.effort,
-            recall=clusters.recall,
-            together=passing is not None and "run" in shapes_of(togetherness(passing, here.by_cluster)),
-            heeded=True,
+            asked.of(lacking), effort=clusters.effort, recall=clusters.recall, together=together, heeded=True
         )
         _better(done, lacking, better)
-        return
-    if setting is None or setting.us >= scan:
-        exactly(here, passing, queries, lacking, done, k)
-        return
-    _better(done, lacking, walk(here, calibration, passing, asked, k=k, target=target, effort=setting.effort))
+    elif longer is None or longer_us >= scan_us:
+        exactly(asked, lacking, done)
+    else:
+        _better(done, lacking, walk(asked.of(lacking), longer.effort))
 
 
-def _heed(
-    here: FieldPart,
-    calibration: Calibration,
-    passing: Compiled,
-    queries: Floats,
-    lacking: Rows,
-    done: Walked,
-    *,
-    k: int,
-    target: float,
-    effort: int,
-    width: int,
-) -> Rows:
+def _heed(asked: Asked, passing: Compiled, lacking: Rows, done: Walked, *, effort: int, width: int) -> Rows:
     """Answer those of the ``lacking`` that looked far too deep by a walk that heeds a broad filter; give the others,
     those too near which nothing passes: such a walk would end before it came to where much does."""
+    here, calibration, _, queries, k, target = asked
     assert here.backend is not None
     counts = done.counts[lacking]
     far = (counts > 0) & (k * (width + 1) / (counts + 0.5) > _FAR * effort)
@@ -160,12 +117,11 @@ def _heed(
     if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
         return lacking
     those = lacking[far]
-    asked = queries[those]
-    inner, rows = here.backend.search(asked, k, effort=effort, within=passing.bitmap)
-    done.rows[those], done.scored[those] = rows, here.found_scores(asked, rows, inner)
+    inner, rows = here.backend.search(queries[those], k, effort=effort, within=passing.bitmap)
+    done.rows[those], done.scored[those] = rows, here.found_scores(queries[those], rows, inner)
     done.recall[those] = target
     done.again += len(those)
-    complete(here, passing, queries, those, done, k)
+    complete(asked, those, done)
     return lacking[~far]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.clusters import choose, passes
+from nearfield_index.execution.asked import passes
+from nearfield_index.execution.clusters import choose
 from nearfield_index.execution.cost import DEPTHS, Calibration, Prices, Reach
 from nearfield_index.filters.compiled import Compiled, Known
 from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_by_one_us, one_thread_us, usual_effort

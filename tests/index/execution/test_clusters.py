@@ -11,6 +11,7 @@ from nearfield_index.backends.base import BuildParams, Space
 from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.space import stored
 from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.asked import Asked
 from nearfield_index.execution.clusters import through_clusters
 from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
 from nearfield_index.execution.exact import exact_rows
@@ -67,9 +68,8 @@ def calibration() -> Calibration:
 
 def answered(field: FieldPart, passing: Compiled, queries: Array, k: int) -> float:
     """The recall of an answer, and that it is whole."""
-    done = through_clusters(
-        field, calibration(), passing, queries, k=k, target=0.95, effort=8, recall=1.0, together=False, heeded=False
-    )
+    asked = Asked(field, calibration(), passing, queries, k, 0.95)
+    done = through_clusters(asked, effort=8, recall=1.0, together=False, heeded=False)
     truth, _ = exact_rows(field, queries, k, passing.bitmap)
     assert passing.test(done.rows).all()
     assert all(len(set(rows)) == k for rows in done.rows.tolist())
@@ -93,7 +93,6 @@ def test_lists_shorter_than_the_search_is_wide_are_no_sign_of_depth(field: Field
     random = np.random.default_rng(1)
     passing = Known(Bitmap.from_mask(random.random(ROWS) < 0.1))
     queries = np.ascontiguousarray(field.matrix[random.permutation(ROWS)[:40]])
-    done = through_clusters(
-        field, calibration(), passing, queries, k=K, target=0.95, effort=100, recall=1.0, together=False, heeded=False
-    )
+    asked = Asked(field, calibration(), passing, queries, K, 0.95)
+    done = through_clusters(asked, effort=100, recall=1.0, together=False, heeded=False)
     assert done.again <= len(queries) // 4
