@@ -30,6 +30,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 _LEAST_STEP, _MOST_STEP = 1.5, 4
 # Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
 _FAR, _LEAST_HEEDED = 2.5, 256
+# Queries near which little passes look into so many times as many lists as others do.
+_AFAR = 4
 
 
 def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Mask, k: int, places: Doubles) -> Walked:
@@ -88,7 +90,7 @@ def walk_again(asked: Asked, lacking: Rows, done: Walked, *, effort: int, width:
     if here.clusters is not None:
         clusters = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=("random", "run"))
     bitmap_us = calibration.prices.bitmap_of(selectivity) / len(lacking)
-    if clusters is not None and clusters.us + bitmap_us < min(scan_us, longer_us):
+    if clusters is not None and _AFAR * clusters.us + bitmap_us < min(scan_us, longer_us):
         if isinstance(here.clusters, CodedIvf):
             done.depths = k * (width + 1) / (done.counts + 0.5)
             look_elsewhere(asked, lacking, done, effort=clusters.effort)
