@@ -1,0 +1,75 @@
+"""How a query goes on whose walk through a graph has found too little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nearfield_index.backends.base import BuildParams, Space
+from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.backends.hnsw import Hnsw
+from nearfield_index.backends.space import stored
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.asked import Asked
+from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.exact import exact_rows
+from nearfield_index.execution.graph import walk
+from nearfield_index.filters.compiled import Known
+from nearfield_index.schema import Metric
+from nearfield_index.segments.part import FieldPart
+from nearfield_index.segments.partition import cluster
+from nearfield_index.storage.vectors import MappedVectors
+
+ROWS, DIM, K, EFFORT = 6_000, 16, 10, 32
+PARAMS = BuildParams(16, 100)
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Counted(CodedIvf):
+    """Coded lists that count the queries they are asked."""
+
+    asked = 0
+
+    def search(self, queries: Array, k: int, **rest: Any) -> tuple[Array, Array]:
+        self.asked += len(queries)
+        return super().search(queries, k, **rest)
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> FieldPart:
+    matrix = stored(np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32), Metric.COSINE)
+    clustering = cluster(matrix, Metric.COSINE, threads=1)
+    vectors = MappedVectors.of(matrix[clustering.order])
+    space = Space(Metric.COSINE, vectors, clustering.lists)
+    path = tmp_path_factory.mktemp("field")
+    Hnsw.build(path / "graph", space, PARAMS, threads=1, step=lambda done: None)
+    CodedIvf.build(path / "codes", space, PARAMS, threads=1, step=lambda done: None)
+    graph, lists = (kind.open(path / name, space, PARAMS) for kind, name in ((Hnsw, "graph"), (Counted, "codes")))
+    return FieldPart(Metric.COSINE, vectors.matrix, None, vectors.flat, graph, lists, 1.0, lists=clustering.lists)
+
+
+def calibration(lists_us: float) -> Calibration:
+    """A walk takes as many microseconds as its effort; lists for an average query take so many."""
+    reaches = tuple(
+        Reach(effort, float(effort), tuple(0.99 for d in DEPTHS if d <= effort)) for effort in (32, 64, 128, 256)
+    )
+    curves = (Curve(0.01, 1_000, "run", (Setting(8, 1.0, lists_us),)),)
+    sweeps = (Reach(8, lists_us, tuple(1.0 for _ in DEPTHS)),)
+    prices = Prices(1.0, 1.0, 10.0, 1.0, 1.0)
+    return Calibration("queries", 300, prices, reaches, curves, sweeps, tuple(map(float, DEPTHS)))
+
+
+@pytest.mark.parametrize(("lists_us", "looked"), [(1.0, True), (80.0, False)])
+def test_looking_far_into_lists_costs_more_than_looking_near(field: FieldPart, lists_us: float, looked: bool) -> None:
+    """Where next to nothing near a query passes it looks into four times as many lists as an average one."""
+    assert isinstance(field.clusters, Counted)
+    passing = Known(Bitmap.from_rows(ROWS, np.arange(ROWS - ROWS // 8, ROWS)))
+    queries = np.ascontiguousarray(field.matrix[: ROWS // 4 : 100])
+    before = field.clusters.asked
+    done = walk(Asked(field, calibration(lists_us), passing, queries, K, 0.95), EFFORT)
+    truth, _ = exact_rows(field, queries, K, passing.bitmap)
+    assert passing.test(done.rows).all()
+    assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows, strict=True)]) >= 0.9
+    assert (field.clusters.asked > before) == looked
