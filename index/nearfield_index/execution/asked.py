@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,14 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
 # Queries differ in depth; what counts is their mean, so one may fall short by this much: after a walk, and by codes.
 _SHORT_WALK, _SHORT = 0.015, 0.01
-_ONE, _NONE = np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64)
+_ONE = np.zeros(1, dtype=np.int64)
 
 
 class Asked(NamedTuple):
-    """Queries in search form ``(n, columns)`` of one part, behind one filter (None: none), and what is wanted."""
+    """Queries in search form of one part, behind one filter (None: none), and what is wanted.
+
+    They may be ``some`` of ``queries`` ``(n, columns)``, among which those behind other filters share the way.
+    """
 
     here: FieldPart
     calibration: Calibration
@@ -30,16 +34,18 @@ class Asked(NamedTuple):
     queries: Floats
     k: int
     target: float
+    some: slice = slice(None)
 
-    def of(self, which: Any) -> Asked:
-        """Some of the queries."""
-        return self._replace(queries=self.queries[which])
+    def of(self, which: Rows) -> Asked:
+        """Only these of the queries."""
+        return self._replace(queries=self.queries[which], some=slice(0, len(which)))
 
 
 @dataclass
 class Walked:
     """Of some queries: ``rows`` and ``scored`` ``(n, k)`` padded with -1 and -inf, ``recall`` to expect of each,
-    ``counts`` of rows found that pass, how many looked again and how many were answered exactly."""
+    ``counts`` of rows found that pass; which looked ``again`` (as often as they stand there), and which were answered
+    by an ``exact`` scan."""
 
     rows: Rows
     scored: Doubles
@@ -47,8 +53,14 @@ class Walked:
     counts: Rows
     depths: Doubles | None = None
     """How deep in the ranking of all rows each query looked, as far as the codes tell."""
-    again: int = 0
-    exact: int = 0
+    again: list[Rows] = field(default_factory=list)
+    exact: list[Rows] = field(default_factory=list)
+
+    def better(self, which: Rows, other: Walked) -> None:
+        """Take the answers to ``which`` of the queries from another look at them."""
+        self.rows[which], self.scored[which], self.recall[which] = other.rows, other.scored, other.recall
+        self.again += [which, *(which[each] for each in other.again)]
+        self.exact += [which[each] for each in other.exact]
 
 
 def passes(rows: Rows, passing: Compiled | None) -> Mask:
@@ -60,13 +72,29 @@ def passes(rows: Rows, passing: Compiled | None) -> Mask:
     return passing.test(np.maximum(rows, 0)) & (rows >= 0)
 
 
-def poor(walked: Walked, filtered: bool | Mask, k: int, target: float) -> Rows:
-    """Queries that found too few rows, or, where a filter stands (``filtered``), had to look too deep for them."""
-    short = _SHORT_WALK if walked.depths is None else _SHORT
-    if len(walked.counts) == 1 and isinstance(filtered, bool):  # the common case, at a tenth of the price
-        lacking = walked.counts[0] < k or (filtered and walked.recall[0] < target - short)
-        return _ONE if lacking else _NONE
-    return np.flatnonzero((walked.counts < k) | filtered & (walked.recall < target - short))
+def passed(several: Sequence[Asked], rows: Rows) -> Mask:
+    """Which of the rows found for the queries of several filters, which follow each other, pass: same shape."""
+    if len(several) == 1:
+        return passes(rows, several[0].passing)
+    return np.concatenate([passes(rows[asked.some], asked.passing) for asked in several])
+
+
+def lacking(several: Sequence[Asked], walked: Walked) -> list[tuple[Asked, Rows]]:
+    """By filter the queries that found too few rows, or, where there is a filter, had to look too deep for them."""
+    short = several[0].target - (_SHORT_WALK if walked.depths is None else _SHORT)
+    k = several[0].k
+    if len(walked.counts) == 1:  # the common case, at a tenth of the price
+        asked = several[0]
+        poor = walked.counts[0] < k or (asked.passing is not None and walked.recall[0] < short)
+        return [(asked, _ONE)] if poor else []
+    few, deep = walked.counts < k, walked.recall < short
+    found = []
+    for asked in several:
+        poor = few[asked.some] if asked.passing is None else few[asked.some] | deep[asked.some]
+        which = np.flatnonzero(poor)
+        if len(which):
+            found.append((asked, which + (asked.some.start or 0)))
+    return found
 
 
 def exactly(asked: Asked, which: Rows, done: Walked) -> None:
@@ -74,7 +102,7 @@ def exactly(asked: Asked, which: Rows, done: Walked) -> None:
     within = None if asked.passing is None else asked.passing.bitmap
     put(done.rows, done.scored, which, *exact_rows(asked.here, asked.queries[which], asked.k, within))
     done.recall[which] = 1.0
-    done.exact += len(which)
+    done.exact.append(which)
 
 
 def complete(asked: Asked, which: Rows, done: Walked) -> None:

@@ -18,11 +18,11 @@ from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.coded import VALUES, CodedIvf, blocks
 from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.errors import DeadlineExceeded
-from nearfield_index.execution.asked import Asked, passes, poor
-from nearfield_index.execution.clusters import choose, look_elsewhere, through_clusters
+from nearfield_index.execution.asked import Asked
+from nearfield_index.execution.clusters import sweep, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
-from nearfield_index.execution.graph import sift, walk, walk_again
+from nearfield_index.execution.graph import walk
 from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Doubles, best, put
 from nearfield_index.filters.compiled import Compiled
@@ -218,7 +218,7 @@ class _Batch:
                 asked = self._queries[members[some]]
                 self._inner[members[some]], self.rows[members[some]] = self._here.scan(asked, width, within)
         partitions = _partitions(self._here, plan, passing) if self._search.explain else None
-        self._ran(plan, len(members), start, 1.0, partitions=partitions)
+        self._ran(plan, len(members), time.perf_counter() - start, 1.0, partitions=partitions)
 
     def settle(self, scanned: Sequence[Group], find_keys: FindKeys) -> None:
         """Score what was scanned in float64, all at once, and look again where float32 cannot tell."""
@@ -266,51 +266,33 @@ class _Batch:
 
     def _walk(self, taken: Sequence[_Planned], way: _Way, calibration: Calibration) -> None:
         start = time.perf_counter()
-        here, k, target, effort = self._here, self._search.k, self._search.recall, way.effort
+        here, k, target = self._here, self._search.k, self._search.recall
         members = np.concatenate([each.group.members for each in taken])
-        asked = self._queries[members]
-        ends = np.cumsum([len(each.group.members) for each in taken]).tolist()
-        bounds = list(zip([0, *ends], ends, strict=False))
-        if way.coded:
-            assert isinstance(here.clusters, CodedIvf)
-            found = here.clusters.candidates(asked, way.width, effort)
-        else:
-            assert here.backend is not None
-            inner, found = here.backend.search(asked, way.width, effort=effort, within=None)
-        passed = np.concatenate([passes(found[a:b], each.passing) for each, (a, b) in zip(taken, bounds, strict=True)])
-        if way.coded:
-            walked = choose(here, calibration, asked, found, passed, k=k, effort=effort)
-        else:
-            walked = sift(here, asked, inner, found, passed, k, calibration.found(effort))
-        filtered = np.repeat([each.passing is not None for each in taken], np.diff([0, *ends]))
-        lacking = poor(walked, filtered, k, target)
-        again = np.searchsorted(lacking, [0, *ends]).tolist()
+        queries = self._queries[members]
+        ends = np.cumsum([len(each.group.members) for each in taken])
+        several = [
+            Asked(here, calibration, each.passing, queries, k, target, slice(end - len(each.group.members), end))
+            for each, end in zip(taken, ends.tolist(), strict=True)
+        ]
+        walked = sweep(several, width=way.width, effort=way.effort) if way.coded else walk(several, way.effort)
+        again, exact = (_by_group(which, ends) for which in (walked.again, walked.exact))
         share = (time.perf_counter() - start) / len(members)
-        for number, (each, (a, b)) in enumerate(zip(taken, bounds, strict=True)):
-            start = time.perf_counter() - share * (b - a)
-            before = walked.again, walked.exact
-            mine = lacking[again[number] : again[number + 1]]
-            if len(mine):
-                lone = Asked(here, calibration, each.passing, asked, k, target)
-                if way.coded:
-                    look_elsewhere(lone, mine, walked, effort=effort)
-                else:
-                    walk_again(lone, mine, walked, effort=effort, width=way.width)
-            recall = float(walked.recall[a] if b - a == 1 else walked.recall[a:b].mean())
-            self._ran(each.plan, b - a, start, recall, walked.again - before[0], walked.exact - before[1])
+        for number, (each, asked) in enumerate(zip(taken, several, strict=True)):
+            size = len(each.group.members)
+            recall = float(walked.recall[asked.some].mean())
+            self._ran(each.plan, size, share * size, recall, again[number], exact[number])
         self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
 
     def _ran(
         self,
         plan: Plan,
         queries: int,
-        start: float,
+        seconds: float,
         recall: float,
         again: int = 0,
         exact: int = 0,
         partitions: tuple[int, int] | None = None,
     ) -> None:
-        seconds = time.perf_counter() - start
         name = self._part.part.name
         self._report.ran.append(Ran(name, plan, queries, seconds, recall, again, exact, partitions))
 
@@ -342,6 +324,19 @@ def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
         width = lists.candidates_of(k, plan.selectivity)
         return _Way(True, effort, min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER)))))
     return None
+
+
+def _count(which: Sequence[Rows]) -> int:
+    return sum(len(each) for each in which)
+
+
+def _by_group(which: Sequence[Rows], ends: Rows) -> list[int]:
+    """How many of some queries, told by number, belong to each of the groups that end there."""
+    if not which:
+        return [0] * len(ends)
+    groups = np.searchsorted(ends, np.concatenate(which), side="right")
+    counts: list[int] = np.bincount(groups, minlength=len(ends)).tolist()
+    return counts
 
 
 def _passing(part: LivePart, here: FieldPart, expr: Expr | None, find_keys: FindKeys) -> Compiled | None:
@@ -414,9 +409,13 @@ def _on_cpu(
             asked, effort=plan.effort, recall=plan.recall, together=plan.together, heeded=plan.heeded
         )
     else:
-        walked = walk(asked, plan.effort)
+        walked = walk([asked], plan.effort)
     recall = float(walked.recall[0] if len(walked.recall) == 1 else walked.recall.mean())
-    return walked.rows, walked.scored, ran._replace(recall=recall, again=walked.again, exact=walked.exact)
+    return (
+        walked.rows,
+        walked.scored,
+        ran._replace(recall=recall, again=_count(walked.again), exact=_count(walked.exact)),
+    )
 
 
 def _turns(count: int, deadline: float | None) -> Iterator[slice]:

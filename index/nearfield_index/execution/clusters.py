@@ -17,7 +17,7 @@ from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.backends.exact import first, pad
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.asked import Asked, Walked, complete, exactly, passes, poor
+from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
@@ -35,7 +35,7 @@ def through_clusters(asked: Asked, *, effort: int, recall: float, together: bool
 
     A query near which fewer rows pass than elsewhere looks farther out; one that finds too few is answered exactly.
     """
-    here, calibration, passing, queries, k, target = asked
+    here, _, passing, queries, k, _, _ = asked
     lists = here.clusters
     assert lists is not None
     selectivity = 1.0 if passing is None else passing.counted().likely / passing.n
@@ -43,13 +43,9 @@ def through_clusters(asked: Asked, *, effort: int, recall: float, together: bool
         width = lists.candidates_of(k, selectivity)
         parts = []
         for some in blocks(len(queries), width):
-            rows = lists.candidates(queries[some], width, effort)
-            parts.append(choose(here, calibration, queries[some], rows, passes(rows, passing), k=k, effort=effort))
-        done = parts[0] if len(parts) == 1 else joined(parts)
-        lacking = poor(done, True, k, target)
-        if len(lacking):
-            look_elsewhere(asked, lacking, done, effort=effort)
-        return done
+            part = asked._replace(queries=queries[some])
+            parts.append(sweep([part], width=width, effort=effort))
+        return parts[0] if len(parts) == 1 else joined(parts)
     # A bitmap tells which clusters are worth a look.
     within: Bitmap | Compiled | None = passing.bitmap if together and passing is not None else passing
     found, rows = lists.search(queries, k, effort=effort, within=within)
@@ -57,10 +53,22 @@ def through_clusters(asked: Asked, *, effort: int, recall: float, together: bool
     done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
     if isinstance(lists, CodedIvf) and passing is not None and not together:
         # A search that heeds a filter does not see how deep it looked.
-        lacking = lists.thinned(queries, effort, passing.bitmap)
-        if len(lacking):
-            look_elsewhere(asked, lacking, done, effort=effort)
+        thin = lists.thinned(queries, effort, passing.bitmap)
+        if len(thin):
+            look_elsewhere(asked, thin, done, effort=effort)
     complete(asked, np.arange(len(rows)), done)
+    return done
+
+
+def sweep(several: Sequence[Asked], *, width: int, effort: int) -> Walked:
+    """The best of ``width`` rows of the nearest ``effort`` clusters that pass, for queries of several filters; where
+    that is not enough a query looks elsewhere."""
+    here, calibration, _, queries, k, _, _ = several[0]
+    assert isinstance(here.clusters, CodedIvf)
+    rows = here.clusters.candidates(queries, width, effort)
+    done = choose(here, calibration, queries, rows, passed(several, rows), k=k, effort=effort)
+    for asked, which in lacking(several, done):
+        look_elsewhere(asked, which, done, effort=effort)
     return done
 
 
@@ -118,38 +126,41 @@ def _choose_one(
     return Walked(rows, scored, np.array([sure]), np.array([count]), np.array([depth if seen else 2 * depth]))
 
 
-def look_elsewhere(asked: Asked, lacking: Rows, done: Walked, *, effort: int) -> None:
-    """Answer the ``lacking`` of the queries from clusters that have rows which pass, or else exactly.
+def look_elsewhere(asked: Asked, which: Rows, done: Walked, *, effort: int) -> None:
+    """Answer ``which`` of the queries from clusters that have rows which pass, or else exactly.
 
     ``effort`` was too little.
     """
-    here, calibration, passing, queries, k, target = asked
+    here, calibration, passing, queries, k, target, _ = asked
     assert isinstance(here.clusters, CodedIvf)
     within = None if passing is None else passing.bitmap
     share = 1.0 if within is None else within.share
     together = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
-    depth = 0.0 if done.depths is None else float(np.median(done.depths[lacking]))
+    depth = 0.0 if done.depths is None else float(np.median(done.depths[which]))
     deeper = calibration.sweep_at(depth, target)
     if together is None and deeper is None:
-        exactly(asked, lacking, done)
+        exactly(asked, which, done)
         return
     ways = [way for way in (together, deeper) if way is not None]
     effort = max(effort, *(way.effort for way in ways))
     # Far down, rows are so close to each other in rank that the codes confuse more of them.
     deep = ceil(min(depth, _DEEP) * share)
-    found, rows = here.clusters.search(queries[lacking], k, effort=effort, within=within, deep=deep)
-    done.rows[lacking], done.scored[lacking] = rows, here.found_scores(queries[lacking], rows, found)
-    done.recall[lacking] = min(way.recall for way in ways)
-    done.again += len(lacking)
-    complete(asked, lacking, done)
+    found, rows = here.clusters.search(queries[which], k, effort=effort, within=within, deep=deep)
+    done.rows[which], done.scored[which] = rows, here.found_scores(queries[which], rows, found)
+    done.recall[which] = min(way.recall for way in ways)
+    done.again.append(which)
+    complete(asked, which, done)
 
 
 def joined(parts: Sequence[Walked]) -> Walked:
     """Answers to several blocks of queries as one."""
+    starts = np.cumsum([0, *(len(p.counts) for p in parts)]).tolist()
     return Walked(
         np.concatenate([p.rows for p in parts]),
         np.concatenate([p.scored for p in parts]),
         np.concatenate([p.recall for p in parts]),
         np.concatenate([p.counts for p in parts]),
         np.concatenate([p.depths for p in parts if p.depths is not None]),
+        [which + start for p, start in zip(parts, starts, strict=False) for which in p.again],
+        [which + start for p, start in zip(parts, starts, strict=False) for which in p.exact],
     )

@@ -10,13 +10,14 @@ found enough that passes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows
 from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.execution.asked import Asked, Walked, complete, exactly, passes, poor
+from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
 from nearfield_index.execution.clusters import look_elsewhere, through_clusters
 from nearfield_index.execution.cost import WALKED
 from nearfield_index.execution.plan import shapes_of, togetherness
@@ -28,10 +29,12 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
+_STEPS = 6  # of effort, from one to twice as much, where queries of several filters walk longer
 # Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
 _FAR, _LEAST_HEEDED = 2.5, 256
 # Queries near which little passes look into so many times as many lists as others do.
 _AFAR = 4
+_NONE = np.empty(0, dtype=np.int64)
 
 
 def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Mask, k: int, places: Doubles) -> Walked:
@@ -56,78 +59,90 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
     return Walked(kept, here.found_scores(queries, kept, inner), sure, upto[:, -1])
 
 
-def walk(asked: Asked, effort: int) -> Walked:
-    """Search with this effort, then with more where a query turns out to need it."""
-    here, calibration, passing, queries, k, target = asked
+def walk(several: Sequence[Asked], effort: int) -> Walked:
+    """Search with this effort for queries of several filters, then with more where one turns out to need it."""
+    here, calibration, passing, queries, k, _, _ = several[0]
     assert here.backend is not None
-    found, rows = here.backend.search(queries, k if passing is None else effort, effort=effort, within=None)
-    done = sift(here, queries, found, rows, passes(rows, passing), k, calibration.found(effort))
-    lacking = poor(done, passing is not None, k, target)
-    if len(lacking):
-        walk_again(asked, lacking, done, effort=effort, width=rows.shape[1])
+    width = k if passing is None and len(several) == 1 else effort
+    found, rows = here.backend.search(queries, width, effort=effort, within=None)
+    done = sift(here, queries, found, rows, passed(several, rows), k, calibration.found(effort))
+    longer: dict[int, list[tuple[Asked, Rows]]] = {}
+    for asked, which in lacking(several, done):
+        left, more = _otherwise(asked, which, done, effort=effort, width=rows.shape[1])
+        if len(left):
+            longer.setdefault(more if len(several) == 1 else _rounded(more), []).append((asked, left))
+    for more, those in longer.items():
+        ends = np.cumsum([len(left) for _, left in those]).tolist()
+        whole = np.concatenate([left for _, left in those])
+        asked_again = queries[whole]
+        again = [
+            asked._replace(queries=asked_again, some=slice(end - len(left), end))
+            for (asked, left), end in zip(those, ends, strict=True)
+        ]
+        done.better(whole, walk(again, more))
     return done
 
 
-def walk_again(asked: Asked, lacking: Rows, done: Walked, *, effort: int, width: int) -> None:
-    """Answer the ``lacking`` of the queries better, in the cheapest way: a longer walk, the clusters or an exact scan.
+def _rounded(effort: int) -> int:
+    """More effort, of which fewer are different: queries of several filters then share a walk."""
+    step = max(1, effort // _STEPS)
+    return -(-effort // step) * step
 
-    ``width`` says how many rows the walk with ``effort`` gave.
-    """
-    here, calibration, passing, _, k, target = asked
+
+def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: int) -> tuple[Rows, int]:
+    """Answer ``which`` of the queries in a better way than by a longer walk, through the clusters or by an exact scan;
+    give those that had better walk longer, and with which effort. ``width`` rows were found with ``effort``."""
+    here, calibration, passing, _, k, target, _ = asked
     if passing is None:  # fewer rows were found than there are
-        exactly(asked, lacking, done)
-        return
-    lacking = _heed(asked, passing, lacking, done, effort=effort, width=width)
-    if not len(lacking):
-        return
-    share = float((done.counts[lacking].mean() + 0.5) / (width + 1))
+        exactly(asked, which, done)
+        return _NONE, 0
+    which = _heed(asked, passing, which, done, effort=effort, width=width)
+    if not len(which):
+        return which, 0
+    share = float((done.counts[which].mean() + 0.5) / (width + 1))
     depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
     longer = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
     longer_us = np.inf if longer is None else longer.us
-    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=len(lacking))
+    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=len(which))
     selectivity = passing.count / passing.n
     clusters = None
     if here.clusters is not None:
         clusters = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=("random", "run"))
-    bitmap_us = calibration.prices.bitmap_of(selectivity) / len(lacking)
+    bitmap_us = calibration.prices.bitmap_of(selectivity) / len(which)
     if clusters is not None and _AFAR * clusters.us + bitmap_us < min(scan_us, longer_us):
         if isinstance(here.clusters, CodedIvf):
             done.depths = k * (width + 1) / (done.counts + 0.5)
-            look_elsewhere(asked, lacking, done, effort=clusters.effort)
-            return
-        together = "run" in shapes_of(togetherness(passing, here.by_cluster))
-        better = through_clusters(
-            asked.of(lacking), effort=clusters.effort, recall=clusters.recall, together=together, heeded=True
-        )
-        _better(done, lacking, better)
-    elif longer is None or longer_us >= scan_us:
-        exactly(asked, lacking, done)
-    else:
-        _better(done, lacking, walk(asked.of(lacking), longer.effort))
+            look_elsewhere(asked, which, done, effort=clusters.effort)
+        else:
+            together = "run" in shapes_of(togetherness(passing, here.by_cluster))
+            better = through_clusters(
+                asked.of(which), effort=clusters.effort, recall=clusters.recall, together=together, heeded=True
+            )
+            done.better(which, better)
+        return _NONE, 0
+    if longer is None or longer_us >= scan_us:
+        exactly(asked, which, done)
+        return _NONE, 0
+    return which, longer.effort
 
 
-def _heed(asked: Asked, passing: Compiled, lacking: Rows, done: Walked, *, effort: int, width: int) -> Rows:
-    """Answer those of the ``lacking`` that looked far too deep by a walk that heeds a broad filter; give the others,
+def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort: int, width: int) -> Rows:
+    """Answer those of ``which`` queries that looked far too deep by a walk that heeds a broad filter; give the others,
     those too near which nothing passes: such a walk would end before it came to where much does."""
-    here, calibration, _, queries, k, target = asked
+    here, calibration, _, queries, k, target, _ = asked
     assert here.backend is not None
-    counts = done.counts[lacking]
+    counts = done.counts[which]
     far = (counts > 0) & (k * (width + 1) / (counts + 0.5) > _FAR * effort)
     effort = max(_LEAST_HEEDED, k, _MOST_STEP * effort)
     heeds = here.backend.kind == "hnsw" and passing.count >= WALKED * passing.n
     scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
     if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
-        return lacking
-    those = lacking[far]
+        return which
+    those = which[far]
     inner, rows = here.backend.search(queries[those], k, effort=effort, within=passing.bitmap)
     done.rows[those], done.scored[those] = rows, here.found_scores(queries[those], rows, inner)
     done.recall[those] = target
-    done.again += len(those)
+    done.again.append(those)
     complete(asked, those, done)
-    return lacking[~far]
-
-
-def _better(done: Walked, which: Rows, better: Walked) -> None:
-    done.rows[which], done.scored[which], done.recall[which] = better.rows, better.scored, better.recall
-    done.again += len(which) + better.again
-    done.exact += better.exact
+    left: Rows = which[~far]
+    return left

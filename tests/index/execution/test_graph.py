@@ -68,7 +68,7 @@ def test_looking_far_into_lists_costs_more_than_looking_near(field: FieldPart, l
     passing = Known(Bitmap.from_mask(np.random.default_rng(1).random(ROWS) < 0.15))
     queries = np.ascontiguousarray(field.matrix[::400])
     before = field.clusters.asked
-    done = walk(Asked(field, calibration(lists_us), passing, queries, K, 0.95), EFFORT)
+    done = walk([Asked(field, calibration(lists_us), passing, queries, K, 0.95)], EFFORT)
     truth, _ = exact_rows(field, queries, K, passing.bitmap)
     assert passing.test(done.rows).all()
     assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows, strict=True)]) >= 0.9
