@@ -222,7 +222,7 @@ class Calibration:
         return max(reached, key=lambda s: s.effort) if len(reached) == len(shapes) else None
 
     def _cheapest(self, shape: str, selectivity: float, k: int, target: float) -> Setting | None:
-        aim = self._aim(target)
+        least = aim = self._aim(target)
         if selectivity < (_NARROW if self.sweeps and shape == "random" else 1.0):
             aim += _SPARE[shape] * (1 - target)
         if self.sweeps and (shape == "random" or selectivity >= 1.0):
@@ -234,6 +234,8 @@ class Calibration:
             return None
         curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
         found = next((s for s in curve.settings if s.recall >= aim), None)
+        if found is None and curve.settings[-1].recall >= least:  # nothing in hand is better than an exact answer
+            found = curve.settings[-1]
         if found is None or self.sweeps:
             return found
         # A broader filter has more rows to scan in as many clusters.

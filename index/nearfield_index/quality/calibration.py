@@ -7,7 +7,7 @@ as a random set of rows and as a run of neighbouring clusters (a filter that goe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,13 +115,19 @@ def _curves(
                 if coded and shape == "random":
                     continue  # see sweeps.py
                 tried = [_measure(field, clusters, asked, f, shape, k=k, limit_us=limit) for f in filters]
-                worst = [
-                    Setting(each[0].effort, min(s.recall for s in each), max(s.us for s in each))
-                    for each in zip(*tried, strict=False)
-                ]
-                curves.append(Curve(share, k, shape, tuple(worst)))
+                curves.append(Curve(share, k, shape, worst_of(tried)))
         step((number + 1) / len(shares))
     return tuple(curves)
+
+
+def worst_of(tried: Sequence[tuple[Setting, ...]]) -> tuple[Setting, ...]:
+    """The worst at each effort of what was tried behind several filters; one that ended early stays as it was last."""
+    longest = max(tried, key=len)
+    worst = []
+    for number, setting in enumerate(longest):
+        each = [settings[min(number, len(settings) - 1)] for settings in tried]
+        worst.append(Setting(setting.effort, min(s.recall for s in each), max(s.us for s in each)))
+    return tuple(worst)
 
 
 def _reaches(
