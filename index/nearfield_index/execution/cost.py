@@ -27,6 +27,9 @@ _ABOUT = 1.02
 _OTHERS = 0.1
 _SPARE = {"random": 0.15, "run": 0.7}
 
+# Recall that is as good as a little more.
+_AS_GOOD = 0.001
+
 GATHERED_QUERIES = 4
 """From so many queries on, an exact answer copies its rows once and is a matrix product."""
 
@@ -234,8 +237,9 @@ class Calibration:
             return None
         curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
         found = next((s for s in curve.settings if s.recall >= aim), None)
-        if found is None and curve.settings[-1].recall >= least:  # nothing in hand is better than an exact answer
-            found = curve.settings[-1]
+        if found is None:  # with little in hand it is still better than an exact answer
+            best = max(s.recall for s in curve.settings)
+            found = next((s for s in curve.settings if s.recall >= max(least, best - _AS_GOOD)), None)
         if found is None or self.sweeps:
             return found
         # A broader filter has more rows to scan in as many clusters.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, sqrt
+from math import ceil, log2, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from nearfield_index.execution.device import DeviceFace
 
 _WORD = 64
-_SAMPLED_WORDS = 32
+# Words of a sample: so many at least, and so many that may be full of rows which pass.
+_LEAST_WORDS, _FULL_WORDS = 32, 6.4
 _FEW = 0.07  # such a bitmap is counted rather than sampled
+_DEARER = 2  # times as much as a row of a sample a row of a bitmap takes
 _TOGETHER = 0.15
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
@@ -52,18 +54,20 @@ class Plan(NamedTuple):
     instead: Plan | None = None
 
 
-def togetherness(passing: Compiled, order: Rows | None = None) -> float:
+def togetherness(passing: Compiled, order: Rows | None = None, *, heeded: bool = True) -> float:
     """How much the rows keep together in the order of the clusters: 0 for a random set, 1 for whole clusters. That
     is the order of the matrix, or ``order`` where it is laid out otherwise (:attr:`FieldPart.by_cluster`).
 
     Compares how full the 64-row words are that they lie in with how full a random set would find them: all words
-    where few rows pass, which become a bitmap anyway, else a sample of words. However a filter is spelled, the answer
-    is the same.
+    where few rows pass and are to be ``heeded`` as a bitmap anyway, or are soon made one; else a sample of words.
+    However a filter is spelled, the answer is the same.
     """
-    if order is None and passing.counted().likely < _FEW * passing.n:
+    likely = passing.counted().likely
+    words = _words(likely / passing.n if passing.n else 0.0)
+    if order is None and likely < _FEW * passing.n and (heeded or likely < _DEARER * words * _WORD):
         counts = np.bitwise_count(passing.bitmap.words()).astype(np.int64)
     else:
-        places = _sampled(passing.n)
+        places = _sampled(passing.n, words)
         if not len(places):
             return 0.0
         counts = passing.test(places if order is None else order[places]).reshape(-1, _WORD).sum(axis=1)
@@ -75,11 +79,16 @@ def togetherness(passing: Compiled, order: Rows | None = None) -> float:
     return float(np.clip((found - share - (1 - share) / _WORD) / max(1e-9, (1 - share) * (1 - 1 / _WORD)), 0.0, 1.0))
 
 
+def _words(share: float) -> int:
+    """How many words to look into: a power of two, so that some are full where whole clusters make up the share."""
+    return 1 << ceil(log2(max(_LEAST_WORDS, _FULL_WORDS / max(share, 1e-6))))
+
+
 @lru_cache(maxsize=64)
-def _sampled(n: int) -> Rows:
+def _sampled(n: int, wanted: int) -> Rows:
     """The rows of some words of n rows."""
     words = n // _WORD
-    starts = np.linspace(0, words - 1, min(words, _SAMPLED_WORDS)).astype(np.int64) * _WORD
+    starts = np.linspace(0, words - 1, min(words, wanted)).astype(np.int64) * _WORD
     rows = (starts[:, None] + np.arange(_WORD)).ravel()
     rows.flags.writeable = False
     return rows
@@ -173,7 +182,7 @@ def _index(
     # Only where an index would be taken does it matter whether the rows keep together; a graph and coded lists find it
     # out on their way where many pass.
     if way is not None and passing is not None and scan_us > _WORTH * way.us and not _tells(field, way, selectivity):
-        together = togetherness(passing, field.by_cluster)
+        together = togetherness(passing, field.by_cluster, heeded=way.heeded)
         if together >= _TOGETHER:
             if walked is not None:
                 # A walk among other clusters finds too little and is repeated, or in vain.
