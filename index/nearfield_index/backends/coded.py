@@ -33,6 +33,7 @@ _BLOCK = 32  # rows that are scanned at once
 BY_QUERY = 11
 """Of FAISS's ways to scan codes of lists: query by query, the found ones held in a reservoir."""
 _FLAT_BY_QUERY = 15  # the same of codes without lists
+_NONE = np.empty(0, dtype=np.int64)
 EVERY_LIST = faiss.SearchParameters(sel=faiss.IDSelectorAll())
 """A selector keeps the choice of lists off the matrix product, which is slower for one query, and for many rounds by a
 query's place among them: the same query then gets other lists."""
@@ -179,16 +180,36 @@ class CodedIvf(Ivf):
         rows: Rows = self._codes.search(self._asked(queries), width, params=params)[1]
         return rows
 
-    def thinned(self, queries: Floats, effort: int, within: Bitmap) -> Rows:
-        """Queries whose nearest list, or whose nearest ``effort`` together, have fewer rows that pass than as many
-        rows have elsewhere: what they look for lies farther out."""
+    def heeding(self, queries: Floats, k: int, *, effort: int, within: Bitmap) -> tuple[Floats, Rows, Rows]:
+        """The best rows of ``within`` in the nearest lists, as :meth:`search` gives them; and those queries whose
+        nearest list, or whose nearest ``effort`` together, have fewer rows that pass than as many rows have elsewhere:
+        what they look for lies farther out."""
         lists = self.space.lists
-        effort = min(effort, len(lists.centroids))
-        chosen = self._near.search(self._asked(queries), effort, params=self._choice)[1]
-        passing, expected = lists.passing(within)[chosen], within.share * lists.sizes[chosen]
-        passing[chosen < 0], expected[chosen < 0] = 0, 0.0
-        thin = fewer(passing[:, 0], expected[:, 0]) | fewer(passing.sum(axis=1), expected.sum(axis=1))
-        return np.flatnonzero(thin)
+        width, effort = self.width_of(k), min(effort, len(lists.centroids))
+        passing, sizes = lists.passing(within), lists.sizes
+        found, thin = [], []
+        for some in blocks(len(queries), max(width, effort)):
+            asked = self._asked(queries[some])
+            chosen = self._near.search(asked, effort, params=self._choice)[1]
+            found.append(self.ranked(queries[some], self._scanned(asked, chosen, width, within), k))
+            there = chosen >= 0
+            passed, expected = passing[chosen] * there, within.share * (sizes[chosen] * there)
+            short = fewer(passed[:, 0], expected[:, 0]) | fewer(passed.sum(axis=1), expected.sum(axis=1))
+            thin.append(short.nonzero()[0] + some.start)
+        if len(found) == 1:
+            return *found[0], thin[0]
+        best, at = zip(nothing(0, k), *found, strict=True)
+        return np.concatenate(best), np.concatenate(at), np.concatenate([_NONE, *thin])
+
+    def _scanned(self, asked: Floats, chosen: Rows, width: int, within: Bitmap) -> Rows:
+        """The ``width`` rows of ``within`` that the codes rank first in the lists chosen for each query (-1: none)."""
+        rows = np.full((len(asked), width), -1, dtype=np.int64)
+        arrays = (chosen, np.zeros(chosen.shape, np.float32), np.empty(rows.shape, np.float32), rows)
+        of, far, rough, found = (faiss.swig_ptr(array) for array in arrays)
+        params = faiss.SearchParametersIVF(nprobe=chosen.shape[1], sel=faiss.IDSelectorBitmap(within.bits()))
+        # The method of the same name takes no parameters from Python.
+        self._codes.search_preassigned_c(len(asked), faiss.swig_ptr(asked), width, of, far, rough, found, False, params)
+        return rows
 
     def ranked(self, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
         """The best k by their own products of rows ``(n, width)``, of which -1 stands for none."""
@@ -207,9 +228,8 @@ class CodedIvf(Ivf):
         ``effort`` lists of the average."""
         lists = self.space.lists
         counts = lists.passing(within)
-        rows = np.full((len(queries), width), -1, dtype=np.int64)
         if not within.count:
-            return rows
+            return np.full((len(queries), width), -1, dtype=np.int64)
         order = np.argsort(-self.nearness(queries), axis=1)
         passing = counts[order]
         useful, reached = passing > 0, passing.cumsum(axis=1)
@@ -221,13 +241,7 @@ class CodedIvf(Ivf):
         scanned: Mask = useful & ((reached - passing < more * usual) | (useful.cumsum(axis=1) <= more))
         probes = int(np.flatnonzero(scanned.any(axis=0))[-1]) + 1
         chosen = np.ascontiguousarray(np.where(scanned, order, -1)[:, :probes])
-        arrays = (chosen, np.zeros(chosen.shape, np.float32), np.empty(rows.shape, np.float32), rows)
-        of, far, rough, found = (faiss.swig_ptr(array) for array in arrays)
-        params = faiss.SearchParametersIVF(nprobe=probes, sel=faiss.IDSelectorBitmap(within.bits()))
-        asked = self._asked(queries)
-        # The method of the same name takes no parameters from Python.
-        self._codes.search_preassigned_c(len(asked), faiss.swig_ptr(asked), width, of, far, rough, found, False, params)
-        return rows
+        return self._scanned(self._asked(queries), chosen, width, within)
 
     def _asked(self, queries: Floats) -> Floats:
         return _even(original(queries, self.space.metric))

@@ -27,6 +27,7 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 _LATE = 0.4
 # Rows farther down than this are not confused by more than the segment allows for in any case.
 _DEEP = 320
+_NONE = np.empty(0, dtype=np.int64)
 
 
 def through_clusters(asked: Asked, *, effort: int, recall: float, together: bool, heeded: bool) -> Walked:
@@ -46,16 +47,18 @@ def through_clusters(asked: Asked, *, effort: int, recall: float, together: bool
             part = asked._replace(queries=queries[some])
             parts.append(sweep([part], width=width, effort=effort))
         return parts[0] if len(parts) == 1 else joined(parts)
-    # A bitmap tells which clusters are worth a look.
-    within: Bitmap | Compiled | None = passing.bitmap if together and passing is not None else passing
-    found, rows = lists.search(queries, k, effort=effort, within=within)
-    counts = np.full(len(rows), k)
-    done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
+    thin = _NONE
     if isinstance(lists, CodedIvf) and passing is not None and not together:
         # A search that heeds a filter does not see how deep it looked.
-        thin = lists.thinned(queries, effort, passing.bitmap)
-        if len(thin):
-            look_elsewhere(asked, thin, done, effort=effort)
+        found, rows, thin = lists.heeding(queries, k, effort=effort, within=passing.bitmap)
+    else:
+        # A bitmap tells which clusters are worth a look.
+        within: Bitmap | Compiled | None = passing.bitmap if together and passing is not None else passing
+        found, rows = lists.search(queries, k, effort=effort, within=within)
+    counts = np.full(len(rows), k)
+    done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
+    if len(thin):
+        look_elsewhere(asked, thin, done, effort=effort)
     complete(asked, np.arange(len(rows)), done)
     return done
 

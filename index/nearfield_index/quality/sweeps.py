@@ -94,13 +94,12 @@ def _heeding(
 ) -> float:
     within = Known(Bitmap.from_mask(random.random(len(field)) < _HEEDED))
     plain = one_thread_us(partial(_choose, field, lists, None, width, effort=effort), queries)
-    heeded = one_by_one_us(lambda some: _search(lists, some, effort, within), queries)
+    heeded = one_by_one_us(lambda some: _heeded(lists, some, effort, within.bitmap), queries)
     return max(1.0, heeded / plain) if plain else 1.0
 
 
-def _search(lists: CodedIvf, queries: Floats, effort: int, within: Compiled) -> None:
-    lists.search(queries, DEPTHS[0], effort=effort, within=within)
-    lists.thinned(queries, effort, within.bitmap)
+def _heeded(lists: CodedIvf, queries: Floats, effort: int, within: Bitmap) -> None:
+    lists.heeding(queries, DEPTHS[0], effort=effort, within=within)
 
 
 def _places(found: Rows, wanted: Rows, n: int) -> Rows:
