@@ -29,7 +29,7 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
-_STEPS = 6  # of effort, from one to twice as much, where queries of several filters walk longer
+_STEPS = 4  # of effort, from one power of two to the next, where queries of several filters walk longer
 # Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
 _FAR, _LEAST_HEEDED = 2.5, 256
 # Queries near which little passes look into so many times as many lists as others do.
@@ -85,7 +85,7 @@ def walk(several: Sequence[Asked], effort: int) -> Walked:
 
 def _rounded(effort: int) -> int:
     """More effort, of which fewer are different: queries of several filters then share a walk."""
-    step = max(1, effort // _STEPS)
+    step = max(1, (1 << effort.bit_length() - 1) // _STEPS)
     return -(-effort // step) * step
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,47 @@ def calibration(lists_us: float) -> Calibration:
     sweeps = (Reach(LISTS, lists_us, tuple(1.0 for _ in DEPTHS)),)
     prices = Prices(1.0, 1.0, 10.0, 1.0, 1.0)
     return Calibration("queries", 300, prices, reaches, curves, sweeps, tuple(map(float, DEPTHS)))
+
+
+class _Counting:
+    """A graph that notes the effort of every walk."""
+
+    def __init__(self, graph: Any) -> None:
+        self._graph = graph
+        self.efforts: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graph, name)
+
+    def search(self, queries: Array, k: int, *, effort: int, within: Bitmap | None) -> tuple[Array, Array]:
+        self.efforts.append(effort)
+        found: tuple[Array, Array] = self._graph.search(queries, k, effort=effort, within=within)
+        return found
+
+
+def test_filters_that_need_about_as_much_walk_longer_together(field: FieldPart) -> None:
+    graph = _Counting(field.backend)
+    here = replace(field, backend=graph, clusters=None)
+    prices = Prices(1e6, 1e6, 1e6, 1e6, 1e6)
+    reached = tuple(
+        Reach(effort, 1.0, tuple(1 - 0.1 * d / effort for d in DEPTHS if d <= effort))
+        for effort in (32, 64, 256, 1_024)
+    )
+    known = Calibration("queries", 300, prices, reached)
+    shares = np.linspace(0.1, 0.4, 200)
+    queries = np.ascontiguousarray(field.matrix[: len(shares) * 30 : 30])
+    random = np.random.default_rng(2)
+    several = [
+        Asked(here, known, Known(Bitmap.from_mask(random.random(ROWS) < share)), queries, K, 0.95, slice(n, n + 1))
+        for n, share in enumerate(shares)
+    ]
+    done = walk(several, EFFORT)
+    assert len(np.concatenate(done.again)) > 50
+    efforts = np.unique(graph.efforts[1:])
+    assert len(efforts) > 4
+    assert (efforts[1:] >= 1.1 * efforts[:-1]).all(), efforts
+    truth = [exact_rows(field, queries[[n]], K, asked.passing.bitmap)[0][0] for n, asked in enumerate(several)]
+    assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows, strict=True)]) >= 0.95
 
 
 @pytest.mark.parametrize(("lists_us", "looked"), [(1.0, True), (60.0, False)])
