@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from nearfield_index.execution.device import DeviceFace
 
 _WORD = 64
-# Words of a sample: so many at least, and so many that may be full of rows which pass.
-_LEAST_WORDS, _FULL_WORDS = 32, 6.4
+# Words of a sample: so many at least and at most, and so many that may be full of rows which pass.
+_LEAST_WORDS, _MOST_WORDS, _FULL_WORDS = 32, 1024, 6.4
 _FEW = 0.07  # such a bitmap is counted rather than sampled
 _DEARER = 2  # times as much as a row of a sample a row of a bitmap takes
 _TOGETHER = 0.15
@@ -80,8 +80,9 @@ def togetherness(passing: Compiled, order: Rows | None = None, *, heeded: bool =
 
 
 def _words(share: float) -> int:
-    """How many words to look into: a power of two, so that some are full where whole clusters make up the share."""
-    return 1 << ceil(log2(max(_LEAST_WORDS, _FULL_WORDS / max(share, 1e-6))))
+    """How many words to look into: a power of two, so that some are full where whole clusters make up the share; more
+    than the most would take longer to test than the rows that pass so narrow a filter to be scanned."""
+    return 1 << ceil(log2(min(_MOST_WORDS, max(_LEAST_WORDS, _FULL_WORDS / max(share, 1e-6)))))
 
 
 @lru_cache(maxsize=64)

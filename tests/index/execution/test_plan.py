@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from embedded import finished
+from nearfield_index.backends.base import Mask, Rows
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.engine import Engine
 from nearfield_index.execution.cost import Calibration, Curve, Prices, Reach, Setting
@@ -104,6 +105,27 @@ def test_lists_judge_a_filter_that_follows_the_clusters_by_its_own_curve() -> No
     assert plan_part(field(_Lists), calibration(), together(0.6), k=10, target=0.95).effort == 256
     assert togetherness(together(0.6)) > 0.9
     assert togetherness(scattered(0.6)) < 0.05
+
+
+class _Asked(Known):
+    """Rows that note how many of them were tested."""
+
+    tested = 0
+
+    def test(self, rows: Rows) -> Mask:
+        self.tested += rows.size
+        return super().test(rows)
+
+
+def test_whether_few_rows_keep_together_in_a_layout_is_cheap_to_tell() -> None:
+    n, cluster, share = 1_000_000, 1_000, 0.003
+    order = np.random.default_rng(3).permutation(n // cluster)[:, None] * cluster + np.arange(cluster)
+    whole = np.sort(order[100 :: int(1 / share)].ravel())
+    random = np.flatnonzero(np.random.default_rng(4).random(n) < share)
+    for rows, low, high in ((whole, 0.8, 1.0), (random, 0.0, 0.05)):
+        asked = _Asked(Bitmap.from_rows(n, rows))
+        assert low <= togetherness(asked, order.ravel()) <= high
+        assert asked.tested < 100_000
 
 
 @pytest.mark.parametrize("backend", [_Graph, _Lists])
