@@ -32,7 +32,7 @@ _LEAST_STEP, _MOST_STEP = 1.5, 4
 _STEPS = 6  # of effort, from one to twice as much, where queries of several filters walk longer
 # Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
 _FAR, _LEAST_HEEDED = 2.5, 256
-_AROUND = 16
+_AROUND, _LITTLE = 16, 0.1
 # Queries near which little passes look into so many times as many lists as others do.
 _AFAR = 4
 _NONE = np.empty(0, dtype=np.int64)
@@ -129,7 +129,7 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
 
 def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort: int, width: int) -> Rows:
     """Answer those of ``which`` queries that looked far too deep by a walk that heeds a broad filter; give the others,
-    those too around which nothing passes: such a walk would end before it came to where much does."""
+    those too around which next to nothing passes: such a walk would end before it came to where much does."""
     here, calibration, _, queries, k, target, _ = asked
     assert here.backend is not None
     counts = done.counts[which]
@@ -141,7 +141,7 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
         return which
     none = np.flatnonzero(far & (counts == 0))
     if len(none):
-        far[none] = _some_around(here, queries[which[none]], passing)
+        far[none] = _enough_around(here, queries[which[none]], passing)
     those = which[far]
     if not len(those):
         return which
@@ -154,10 +154,12 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
     return left
 
 
-def _some_around(here: FieldPart, queries: Floats, passing: Compiled) -> Mask:
-    """Whether anything passes among the sixteenth of the rows that lies nearest to each query, as far as lists tell."""
+def _enough_around(here: FieldPart, queries: Floats, passing: Compiled) -> Mask:
+    """Whether of the sixteenth of the rows that lies nearest to each query, as far as lists tell, a tenth as much passes
+    as of all."""
     if not isinstance(here.clusters, CodedIvf):
         return np.zeros(len(queries), dtype=np.bool_)
-    lists = here.clusters.lists
+    lists, within = here.clusters.lists, passing.bitmap
     near = here.clusters.nearest(queries, max(1, len(lists.centroids) // _AROUND))
-    return np.asarray(lists.passing(passing.bitmap)[near].any(axis=1))
+    passed, sizes = (counts[near].sum(axis=1) for counts in (lists.passing(within), lists.sizes))
+    return np.asarray(passed >= _LITTLE * within.share * sizes)

@@ -86,8 +86,8 @@ def test_looking_far_into_lists_costs_more_than_looking_near(field: FieldPart, l
 
 
 @pytest.mark.parametrize(("nearest", "heeded"), [(4_700, False), (100, True)])
-def test_a_walk_heeds_a_filter_where_something_around_passes(field: FieldPart, nearest: int, heeded: bool) -> None:
-    """Where nothing does, the walk would end before it comes to where much passes."""
+def test_a_walk_heeds_a_filter_where_enough_around_passes(field: FieldPart, nearest: int, heeded: bool) -> None:
+    """Where next to nothing does, the walk would end before it comes to where much passes."""
     assert isinstance(field.backend, Walks)
     query = np.ascontiguousarray(field.matrix[:1])
     order = np.argsort(-(field.matrix @ query[0]))
