@@ -184,14 +184,13 @@ class CodedIvf(Ivf):
         """The best rows of ``within`` in the nearest lists, as :meth:`search` gives them; and those queries whose
         nearest list, or whose nearest ``effort`` together, have fewer rows that pass than as many rows have elsewhere:
         what they look for lies farther out."""
-        lists = self.space.lists
-        width, effort = self.width_of(k), min(effort, len(lists.centroids))
+        lists, width = self.space.lists, self.width_of(k)
         passing, sizes = lists.passing(within), lists.sizes
         found, thin = [], []
         for some in blocks(len(queries), max(width, effort)):
-            asked = self._asked(queries[some])
-            chosen = self._near.search(asked, effort, params=self._choice)[1]
-            found.append(self.ranked(queries[some], self._scanned(asked, chosen, width, within), k))
+            asked = queries[some]
+            chosen = self.nearest(asked, effort)
+            found.append(self.ranked(asked, self._scanned(asked, chosen, width, within), k))
             there = chosen >= 0
             passed, expected = passing[chosen] * there, within.share * (sizes[chosen] * there)
             short = fewer(passed[:, 0], expected[:, 0]) | fewer(passed.sum(axis=1), expected.sum(axis=1))
@@ -201,8 +200,15 @@ class CodedIvf(Ivf):
         best, at = zip(nothing(0, k), *found, strict=True)
         return np.concatenate(best), np.concatenate(at), np.concatenate([_NONE, *thin])
 
-    def _scanned(self, asked: Floats, chosen: Rows, width: int, within: Bitmap) -> Rows:
+    def nearest(self, queries: Floats, lists: int) -> Rows:
+        """The lists nearest to each query ``(n, lists or as many as there are)``."""
+        count = min(lists, len(self.space.lists.centroids))
+        chosen: Rows = self._near.search(self._asked(queries), count, params=self._choice)[1]
+        return chosen
+
+    def _scanned(self, queries: Floats, chosen: Rows, width: int, within: Bitmap) -> Rows:
         """The ``width`` rows of ``within`` that the codes rank first in the lists chosen for each query (-1: none)."""
+        asked = self._asked(queries)
         rows = np.full((len(asked), width), -1, dtype=np.int64)
         arrays = (chosen, np.zeros(chosen.shape, np.float32), np.empty(rows.shape, np.float32), rows)
         of, far, rough, found = (faiss.swig_ptr(array) for array in arrays)
@@ -241,7 +247,7 @@ class CodedIvf(Ivf):
         scanned: Mask = useful & ((reached - passing < more * usual) | (useful.cumsum(axis=1) <= more))
         probes = int(np.flatnonzero(scanned.any(axis=0))[-1]) + 1
         chosen = np.ascontiguousarray(np.where(scanned, order, -1)[:, :probes])
-        return self._scanned(self._asked(queries), chosen, width, within)
+        return self._scanned(queries, chosen, width, within)
 
     def _asked(self, queries: Floats) -> Floats:
         return _even(original(queries, self.space.metric))

@@ -32,6 +32,7 @@ _LEAST_STEP, _MOST_STEP = 1.5, 4
 _STEPS = 4  # of effort, from one power of two to the next, where queries of several filters walk longer
 # Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
 _FAR, _LEAST_HEEDED = 2.5, 256
+_AROUND, _LITTLE = 16, 0.1
 # Queries near which little passes look into so many times as many lists as others do.
 _AFAR = 4
 _NONE = np.empty(0, dtype=np.int64)
@@ -128,17 +129,22 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
 
 def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort: int, width: int) -> Rows:
     """Answer those of ``which`` queries that looked far too deep by a walk that heeds a broad filter; give the others,
-    those too near which nothing passes: such a walk would end before it came to where much does."""
+    those too around which next to nothing passes: such a walk would end before it came to where much does."""
     here, calibration, _, queries, k, target, _ = asked
     assert here.backend is not None
     counts = done.counts[which]
-    far = (counts > 0) & (k * (width + 1) / (counts + 0.5) > _FAR * effort)
+    far = k * (width + 1) / (counts + 0.5) > _FAR * effort
     effort = max(_LEAST_HEEDED, k, _MOST_STEP * effort)
     heeds = here.backend.kind == "hnsw" and passing.count >= WALKED * passing.n
     scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
     if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
         return which
+    none = np.flatnonzero(far & (counts == 0))
+    if len(none):
+        far[none] = _enough_around(here, queries[which[none]], passing)
     those = which[far]
+    if not len(those):
+        return which
     inner, rows = here.backend.search(queries[those], k, effort=effort, within=passing.bitmap)
     done.rows[those], done.scored[those] = rows, here.found_scores(queries[those], rows, inner)
     done.recall[those] = target
@@ -146,3 +152,14 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
     complete(asked, those, done)
     left: Rows = which[~far]
     return left
+
+
+def _enough_around(here: FieldPart, queries: Floats, passing: Compiled) -> Mask:
+    """Whether of the sixteenth of the rows that lies nearest to each query, as far as lists tell, a tenth as much passes
+    as of all."""
+    if not isinstance(here.clusters, CodedIvf):
+        return np.zeros(len(queries), dtype=np.bool_)
+    lists, within = here.clusters.lists, passing.bitmap
+    near = here.clusters.nearest(queries, max(1, len(lists.centroids) // _AROUND))
+    passed, sizes = (counts[near].sum(axis=1) for counts in (lists.passing(within), lists.sizes))
+    return np.asarray(passed >= _LITTLE * within.share * sizes)

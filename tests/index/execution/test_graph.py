@@ -38,6 +38,16 @@ class Counted(CodedIvf):
         return super().search(queries, k, **rest)
 
 
+class Walks(Hnsw):
+    """A graph that counts the queries whose walks heed a filter."""
+
+    heeded = 0
+
+    def search(self, queries: Array, k: int, *, effort: int, within: Bitmap | None) -> tuple[Array, Array]:
+        self.heeded += 0 if within is None else len(queries)
+        return super().search(queries, k, effort=effort, within=within)
+
+
 @pytest.fixture(scope="module")
 def field(tmp_path_factory: pytest.TempPathFactory) -> FieldPart:
     matrix = stored(np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32), Metric.COSINE)
@@ -47,7 +57,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> FieldPart:
     path = tmp_path_factory.mktemp("field")
     Hnsw.build(path / "graph", space, PARAMS, threads=1, step=lambda done: None)
     CodedIvf.build(path / "codes", space, PARAMS, threads=1, step=lambda done: None)
-    graph, lists = Hnsw.open(path / "graph", space, PARAMS), Counted.open(path / "codes", space, PARAMS)
+    graph, lists = Walks.open(path / "graph", space, PARAMS), Counted.open(path / "codes", space, PARAMS)
     return FieldPart(Metric.COSINE, vectors.matrix, None, vectors.flat, graph, lists, 1.0, lists=clustering.lists)
 
 
@@ -115,3 +125,17 @@ def test_looking_far_into_lists_costs_more_than_looking_near(field: FieldPart, l
     assert passing.test(done.rows).all()
     assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows, strict=True)]) >= 0.9
     assert (field.clusters.asked > before) == looked
+
+
+@pytest.mark.parametrize(("nearest", "heeded"), [(4_700, False), (100, True)])
+def test_a_walk_heeds_a_filter_where_enough_around_passes(field: FieldPart, nearest: int, heeded: bool) -> None:
+    """Where next to nothing does, the walk would end before it comes to where much passes."""
+    assert isinstance(field.backend, Walks)
+    query = np.ascontiguousarray(field.matrix[:1])
+    order = np.argsort(-(field.matrix @ query[0]))
+    passing = Known(Bitmap.from_rows(ROWS, np.sort(order[nearest:])))
+    before = field.backend.heeded
+    done = walk([Asked(field, calibration(1_000.0), passing, query, K, 0.95)], EFFORT)
+    truth, _ = exact_rows(field, query, K, passing.bitmap)
+    assert np.isin(truth, done.rows).mean() >= 0.9
+    assert (field.backend.heeded > before) == heeded
