@@ -139,9 +139,7 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
     scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
     if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
         return which
-    none = np.flatnonzero(far & (counts == 0))
-    if len(none):
-        far[none] = _enough_around(here, queries[which[none]], passing)
+    far[far] = _enough_around(here, queries[which[far]], counts[far], passing)
     those = which[far]
     if not len(those):
         return which
@@ -154,11 +152,11 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
     return left
 
 
-def _enough_around(here: FieldPart, queries: Floats, passing: Compiled) -> Mask:
-    """Whether of the sixteenth of the rows that lies nearest to each query, as far as lists tell, a tenth as much passes
-    as of all."""
+def _enough_around(here: FieldPart, queries: Floats, counts: Rows, passing: Compiled) -> Mask:
+    """Whether of the sixteenth of the rows that lies nearest to each query a tenth as much passes as of all; without
+    lists that tell, whether any that passes was found (``counts``)."""
     if not isinstance(here.clusters, CodedIvf):
-        return np.zeros(len(queries), dtype=np.bool_)
+        return counts > 0
     lists, within = here.clusters.lists, passing.bitmap
     near = here.clusters.nearest(queries, max(1, len(lists.centroids) // _AROUND))
     passed, sizes = (counts[near].sum(axis=1) for counts in (lists.passing(within), lists.sizes))
