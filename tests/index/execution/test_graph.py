@@ -39,12 +39,14 @@ class Counted(CodedIvf):
 
 
 class Walks(Hnsw):
-    """A graph that counts the queries whose walks heed a filter."""
+    """A graph that counts the queries whose walks heed a filter, and notes the effort of every walk."""
 
     heeded = 0
+    efforts: tuple[int, ...] = ()
 
     def search(self, queries: Array, k: int, *, effort: int, within: Bitmap | None) -> tuple[Array, Array]:
         self.heeded += 0 if within is None else len(queries)
+        self.efforts += (effort,)
         return super().search(queries, k, effort=effort, within=within)
 
 
@@ -72,25 +74,9 @@ def calibration(lists_us: float) -> Calibration:
     return Calibration("queries", 300, prices, reaches, curves, sweeps, tuple(map(float, DEPTHS)))
 
 
-class _Counting:
-    """A graph that notes the effort of every walk."""
-
-    def __init__(self, graph: Any) -> None:
-        self._graph = graph
-        self.efforts: list[int] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._graph, name)
-
-    def search(self, queries: Array, k: int, *, effort: int, within: Bitmap | None) -> tuple[Array, Array]:
-        self.efforts.append(effort)
-        found: tuple[Array, Array] = self._graph.search(queries, k, effort=effort, within=within)
-        return found
-
-
 def test_filters_that_need_about_as_much_walk_longer_together(field: FieldPart) -> None:
-    graph = _Counting(field.backend)
-    here = replace(field, backend=graph, clusters=None)
+    assert isinstance(field.backend, Walks)
+    here, before = replace(field, clusters=None), len(field.backend.efforts)
     prices = Prices(1e6, 1e6, 1e6, 1e6, 1e6)
     reached = tuple(
         Reach(effort, 1.0, tuple(1 - 0.1 * d / effort for d in DEPTHS if d <= effort))
@@ -106,7 +92,7 @@ def test_filters_that_need_about_as_much_walk_longer_together(field: FieldPart) 
     ]
     done = walk(several, EFFORT)
     assert len(np.concatenate(done.again)) > 50
-    efforts = np.unique(graph.efforts[1:])
+    efforts = np.unique(field.backend.efforts[before + 1 :])
     assert len(efforts) > 4
     assert (efforts[1:] >= 1.1 * efforts[:-1]).all(), efforts
     truth = [exact_rows(field, queries[[n]], K, asked.passing.bitmap)[0][0] for n, asked in enumerate(several)]
