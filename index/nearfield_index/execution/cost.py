@@ -225,9 +225,10 @@ class Calibration:
         return max(reached, key=lambda s: s.effort) if len(reached) == len(shapes) else None
 
     def _cheapest(self, shape: str, selectivity: float, k: int, target: float) -> Setting | None:
-        least = aim = self._aim(target)
+        aim, spare = self._aim(target), 0.0
         if selectivity < (_NARROW if self.sweeps and shape == "random" else 1.0):
-            aim += _SPARE[shape] * (1 - target)
+            spare = _SPARE[shape] * (1 - target)
+        aim += spare
         if self.sweeps and (shape == "random" or selectivity >= 1.0):
             return self._swept(selectivity, k, aim)
         fitting = [
@@ -237,9 +238,9 @@ class Calibration:
             return None
         curve = max(fitting, key=lambda c: (c.selectivity, -c.k))
         found = next((s for s in curve.settings if s.recall >= aim), None)
-        if found is None:  # with little in hand it is still better than an exact answer
-            best = max(s.recall for s in curve.settings)
-            found = next((s for s in curve.settings if s.recall >= max(least, best - _AS_GOOD)), None)
+        if found is None:  # with half as much in hand it is still better than an exact answer
+            least = max(aim - spare / 2, max(s.recall for s in curve.settings) - _AS_GOOD)
+            found = next((s for s in curve.settings if s.recall >= least), None)
         if found is None or self.sweeps:
             return found
         # A broader filter has more rows to scan in as many clusters.
