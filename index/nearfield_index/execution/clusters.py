@@ -58,7 +58,7 @@ def through_clusters(asked: Asked, *, effort: int, recall: float, together: bool
     counts = np.full(len(rows), k)
     done = Walked(rows, here.found_scores(queries, rows, found), np.full(len(rows), recall), counts)
     if len(thin):
-        look_elsewhere(asked, thin, done, effort=effort)
+        look_elsewhere(asked, thin, done, effort=effort, depth=0.0)
     complete(asked, np.arange(len(rows)), done)
     return done
 
@@ -71,7 +71,8 @@ def sweep(several: Sequence[Asked], *, width: int, effort: int) -> Walked:
     rows = here.clusters.candidates(queries, width, effort)
     done = choose(here, calibration, queries, rows, passed(several, rows), k=k, effort=effort)
     for asked, which in lacking(several, done):
-        look_elsewhere(asked, which, done, effort=effort)
+        assert done.depths is not None
+        look_elsewhere(asked, which, done, effort=effort, depth=float(np.median(done.depths[which])))
     return done
 
 
@@ -129,17 +130,16 @@ def _choose_one(
     return Walked(rows, scored, np.array([sure]), np.array([count]), np.array([depth if seen else 2 * depth]))
 
 
-def look_elsewhere(asked: Asked, which: Rows, done: Walked, *, effort: int) -> None:
+def look_elsewhere(asked: Asked, which: Rows, done: Walked, *, effort: int, depth: float) -> None:
     """Answer ``which`` of the queries from clusters that have rows which pass, or else exactly.
 
-    ``effort`` was too little.
+    ``effort`` was too little; ``depth`` is how deep in the ranking of all rows they looked (0: not known).
     """
     here, calibration, passing, queries, k, target, _ = asked
     assert isinstance(here.clusters, CodedIvf)
     within = None if passing is None else passing.bitmap
     share = 1.0 if within is None else within.share
     together = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
-    depth = 0.0 if done.depths is None else float(np.median(done.depths[which]))
     deeper = calibration.sweep_at(depth, target)
     if together is None and deeper is None:
         exactly(asked, which, done)

@@ -112,8 +112,8 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
     bitmap_us = calibration.prices.bitmap_of(selectivity) / len(which)
     if clusters is not None and _AFAR * clusters.us + bitmap_us < min(scan_us, longer_us):
         if isinstance(here.clusters, CodedIvf):
-            done.depths = k * (width + 1) / (done.counts + 0.5)
-            look_elsewhere(asked, which, done, effort=clusters.effort)
+            looked = k * (width + 1) / (float(np.median(done.counts[which])) + 0.5)
+            look_elsewhere(asked, which, done, effort=clusters.effort, depth=looked)
         else:
             together = "run" in shapes_of(togetherness(passing, here.by_cluster))
             better = through_clusters(
