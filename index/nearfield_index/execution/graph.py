@@ -129,17 +129,18 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
 
 def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort: int, width: int) -> Rows:
     """Answer those of ``which`` queries that looked far too deep by a walk that heeds a broad filter; give the others,
-    those too around which next to nothing passes: such a walk would end before it came to where much does."""
+    those too that found nothing which passes, or around which next to nothing does: where clusters lie apart, such a
+    walk would end before it came to one that passes."""
     here, calibration, _, queries, k, target, _ = asked
     assert here.backend is not None
     counts = done.counts[which]
-    far = k * (width + 1) / (counts + 0.5) > _FAR * effort
+    far = (counts > 0) & (k * (width + 1) / (counts + 0.5) > _FAR * effort)
     effort = max(_LEAST_HEEDED, k, _MOST_STEP * effort)
     heeds = here.backend.kind == "hnsw" and passing.count >= WALKED * passing.n
     scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
     if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
         return which
-    far[far] = _enough_around(here, queries[which[far]], counts[far], passing)
+    far[far] = _enough_around(here, queries[which[far]], passing)
     those = which[far]
     if not len(those):
         return which
@@ -152,11 +153,11 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
     return left
 
 
-def _enough_around(here: FieldPart, queries: Floats, counts: Rows, passing: Compiled) -> Mask:
+def _enough_around(here: FieldPart, queries: Floats, passing: Compiled) -> Mask:
     """Whether of the sixteenth of the rows that lies nearest to each query a tenth as much passes as of all; without
-    lists that tell, whether any that passes was found (``counts``)."""
+    lists that tell, it may."""
     if not isinstance(here.clusters, CodedIvf):
-        return counts > 0
+        return np.ones(len(queries), dtype=np.bool_)
     lists, within = here.clusters.lists, passing.bitmap
     near = here.clusters.nearest(queries, max(1, len(lists.centroids) // _AROUND))
     passed, sizes = (counts[near].sum(axis=1) for counts in (lists.passing(within), lists.sizes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,17 +51,20 @@ class Walks(Hnsw):
         return super().search(queries, k, effort=effort, within=within)
 
 
-@pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> FieldPart:
-    matrix = stored(np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32), Metric.COSINE)
+def built(rows: Array, path: Path) -> FieldPart:
+    matrix = stored(rows.astype(np.float32), Metric.COSINE)
     clustering = cluster(matrix, Metric.COSINE, threads=1)
     vectors = MappedVectors.of(matrix[clustering.order])
     space = Space(Metric.COSINE, vectors, clustering.lists)
-    path = tmp_path_factory.mktemp("field")
     Hnsw.build(path / "graph", space, PARAMS, threads=1, step=lambda done: None)
     CodedIvf.build(path / "codes", space, PARAMS, threads=1, step=lambda done: None)
     graph, lists = Walks.open(path / "graph", space, PARAMS), Counted.open(path / "codes", space, PARAMS)
     return FieldPart(Metric.COSINE, vectors.matrix, None, vectors.flat, graph, lists, 1.0, lists=clustering.lists)
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> FieldPart:
+    return built(np.random.default_rng(0).normal(size=(ROWS, DIM)), tmp_path_factory.mktemp("field"))
 
 
 def calibration(lists_us: float) -> Calibration:
@@ -113,7 +117,7 @@ def test_looking_far_into_lists_costs_more_than_looking_near(field: FieldPart, l
     assert (field.clusters.asked > before) == looked
 
 
-@pytest.mark.parametrize(("nearest", "heeded"), [(4_700, False), (100, True)])
+@pytest.mark.parametrize(("nearest", "heeded"), [(4_700, False), (31, True)])
 def test_a_walk_heeds_a_filter_where_enough_around_passes(field: FieldPart, nearest: int, heeded: bool) -> None:
     """Where next to nothing does, the walk would end before it comes to where much passes."""
     assert isinstance(field.backend, Walks)
@@ -125,3 +129,17 @@ def test_a_walk_heeds_a_filter_where_enough_around_passes(field: FieldPart, near
     truth, _ = exact_rows(field, query, K, passing.bitmap)
     assert np.isin(truth, done.rows).mean() >= 0.7  # of random rows, codes of 16 columns confuse the far ones
     assert (field.backend.heeded > before) == heeded
+
+
+def test_clusters_that_lie_apart_do_not_cost_recall(tmp_path: Path) -> None:
+    """A walk that heeds the filter ends in the clusters around its query, of which none passes."""
+    random = np.random.default_rng(2)
+    centres = random.normal(size=(20, DIM))
+    field = built(centres[random.integers(0, 20, ROWS)] + 0.02 * random.normal(size=(ROWS, DIM)), tmp_path)
+    nearest = (field.matrix @ stored(centres.astype(np.float32), Metric.COSINE).T).argmax(axis=1)
+    passing = Known(Bitmap.from_mask(nearest % 2 == 0))
+    queries = np.ascontiguousarray(field.matrix[nearest % 2 == 1][::100])
+    done = walk([Asked(field, calibration(1_000.0), passing, queries, K, 0.95)], EFFORT)
+    truth, _ = exact_rows(field, queries, K, passing.bitmap)
+    assert passing.test(done.rows).all()
+    assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows, strict=True)]) >= 0.9
