@@ -70,6 +70,11 @@ class Lists:
         """How many rows of a set lie in each cluster."""
         return self.sums(np.diff(within.before(self._ends)))
 
+    def among(self, clusters: Rows, within: Bitmap) -> tuple[Rows, Rows]:
+        """Of clusters (-1: none): how many of their rows are in a set, and how many rows they have, both same shape."""
+        there = clusters >= 0
+        return self.passing(within)[clusters] * there, self.sizes[clusters] * there
+
     def by_cluster(self) -> Rows:
         """Every row, cluster after cluster."""
         sizes = np.diff(self.offsets)

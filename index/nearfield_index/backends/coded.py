@@ -184,15 +184,14 @@ class CodedIvf(Ivf):
         """The best rows of ``within`` in the nearest lists, as :meth:`search` gives them; and those queries whose
         nearest list, or whose nearest ``effort`` together, have fewer rows that pass than as many rows have elsewhere:
         what they look for lies farther out."""
-        lists, width = self.space.lists, self.width_of(k)
-        passing, sizes = lists.passing(within), lists.sizes
+        width = self.width_of(k)
         found, thin = [], []
         for some in blocks(len(queries), max(width, effort)):
             asked = queries[some]
             chosen = self.nearest(asked, effort)
             found.append(self.ranked(asked, self._scanned(asked, chosen, width, within), k))
-            there = chosen >= 0
-            passed, expected = passing[chosen] * there, within.share * (sizes[chosen] * there)
+            passed, sizes = self.space.lists.among(chosen, within)
+            expected = within.share * sizes
             short = fewer(passed[:, 0], expected[:, 0]) | fewer(passed.sum(axis=1), expected.sum(axis=1))
             thin.append(short.nonzero()[0] + some.start)
         if len(found) == 1:

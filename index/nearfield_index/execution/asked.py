@@ -87,13 +87,17 @@ def lacking(several: Sequence[Asked], walked: Walked) -> list[tuple[Asked, Rows]
         asked = several[0]
         poor = walked.counts[0] < k or (asked.passing is not None and walked.recall[0] < short)
         return [(asked, _ONE)] if poor else []
-    few, deep = walked.counts < k, walked.recall < short
+    few = walked.counts < k
+    poor = np.flatnonzero(few | (walked.recall < short))
+    ends = [*(asked.some.start for asked in several[1:]), len(few)]
     found = []
-    for asked in several:
-        poor = few[asked.some] if asked.passing is None else few[asked.some] | deep[asked.some]
-        which = np.flatnonzero(poor)
+    start = 0
+    for asked, end in zip(several, np.searchsorted(poor, ends).tolist(), strict=True):
+        which, start = poor[start:end], end
+        if asked.passing is None:
+            which = which[few[which]]
         if len(which):
-            found.append((asked, which + (asked.some.start or 0)))
+            found.append((asked, which))
     return found
 
 

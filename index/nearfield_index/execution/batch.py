@@ -277,10 +277,10 @@ class _Batch:
         walked = sweep(several, width=way.width, effort=way.effort) if way.coded else walk(several, way.effort)
         again, exact = (_by_group(which, ends) for which in (walked.again, walked.exact))
         share = (time.perf_counter() - start) / len(members)
-        for number, (each, asked) in enumerate(zip(taken, several, strict=True)):
+        recall = np.add.reduceat(walked.recall, [asked.some.start for asked in several]).tolist()
+        for number, each in enumerate(taken):
             size = len(each.group.members)
-            recall = float(walked.recall[asked.some].mean())
-            self._ran(each.plan, size, share * size, recall, again[number], exact[number])
+            self._ran(each.plan, size, share * size, recall[number] / size, again[number], exact[number])
         self.rows[members, :k], self.scored[members, :k] = walked.rows, walked.scored
 
     def _ran(

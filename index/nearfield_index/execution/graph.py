@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nearfield_index.backends.base import Floats, Rows
+from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
 from nearfield_index.execution.clusters import look_elsewhere, through_clusters
@@ -25,7 +25,6 @@ from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
@@ -160,5 +159,5 @@ def _enough_around(here: FieldPart, queries: Floats, passing: Compiled) -> Mask:
         return np.ones(len(queries), dtype=np.bool_)
     lists, within = here.clusters.lists, passing.bitmap
     near = here.clusters.nearest(queries, max(1, len(lists.centroids) // _AROUND))
-    passed, sizes = (counts[near].sum(axis=1) for counts in (lists.passing(within), lists.sizes))
-    return np.asarray(passed >= _LITTLE * within.share * sizes)
+    passed, sizes = lists.among(near, within)
+    return np.asarray(passed.sum(axis=1) >= _LITTLE * within.share * sizes.sum(axis=1))
