@@ -88,6 +88,13 @@ class Lists:
         return self.sums(np.diff(self.offsets))
 
     @cached_property
+    def by_row(self) -> np.ndarray[Any, np.dtype[np.signedinteger[Any]]]:
+        """The cluster of each row: 2 bytes a row, or 4 where there are many clusters."""
+        kind = np.int16 if len(self.centroids) <= np.iinfo(np.int16).max else np.int32
+        of = np.arange(len(self.centroids)) if self.of is None else self.of
+        return np.repeat(of.astype(kind), np.diff(self.offsets))
+
+    @cached_property
     def _ends(self) -> Cuts:
         return Cuts.at(self.offsets)
 

@@ -44,6 +44,7 @@ _SEED = 20_261_125
 # Codes rank roughly, so more rows are scored again than are wanted: times a number of the segment's own.
 _MORE = 15
 _RESCORED = (4, 6, 8, 12, 16, 24, 32)
+_ROUGH = 12
 _JUDGED, _WANTED, _ENOUGH = 64, 10, 0.985
 # Times the lists where the query's own does not pass, and where those around it are thinned out.
 _AWAY = 2
@@ -74,8 +75,10 @@ class CodedIvf(Ivf):
         self._plain: dict[int, Any] = {}
 
     @classmethod
-    def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
-        """Write the codes of a matrix whose rows lie by cluster, as its lists say."""
+    def build(
+        cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step, columns: int = _COLUMNS
+    ) -> None:
+        """Write the codes of a matrix whose rows lie by cluster, as its lists say; so many columns share a code."""
         faiss.omp_set_num_threads(threads)
         matrix = original(space.vectors.matrix, space.metric)
         lists = space.lists
@@ -83,7 +86,7 @@ class CodedIvf(Ivf):
         dim = centroids.shape[1]
         metric = faiss.METRIC_L2 if space.metric is Metric.L2 else faiss.METRIC_INNER_PRODUCT
         near = _choice_of_lists(centroids, metric)
-        coded = faiss.IndexIVFPQ(near, dim, len(centroids), dim // _COLUMNS, _BITS, metric)
+        coded = faiss.IndexIVFPQ(near, dim, len(centroids), dim // columns, _BITS, metric)
         coded.by_residual = False
         coded.pq.cp.min_points_per_centroid = 1
         sample = np.random.default_rng(_SEED).permutation(len(matrix))[:_TRAINED]
@@ -98,6 +101,17 @@ class CodedIvf(Ivf):
             coded.add_core(len(block), *(faiss.swig_ptr(array) for array in (block, numbers, of)))
             step((start + len(block)) / len(matrix))
         write_index(faiss.IndexIVFPQFastScan(coded, _BLOCK), path)
+
+    @classmethod
+    def build_fitting(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> BuildParams:
+        """Write codes that rank well enough, and say how many rows have to be scored again: where those of two columns
+        rank so roughly that it would be very many, as of few columns, each column has a code of its own."""
+        cls.build(path, space, params, threads=threads, step=step)
+        measured = cls.open(path, space, params).measured()
+        if measured.rescored < _ROUGH:
+            return measured
+        cls.build(path, space, params, threads=threads, step=step, columns=1)
+        return cls.open(path, space, params).measured()
 
     @classmethod
     def open(cls, path: Path, space: Space, params: BuildParams) -> Self:

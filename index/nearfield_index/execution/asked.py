@@ -12,7 +12,7 @@ from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.topk import put
-from nearfield_index.filters.compiled import Compiled
+from nearfield_index.filters.compiled import Compiled, those_pass
 from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -76,7 +76,12 @@ def passed(several: Sequence[Asked], rows: Rows) -> Mask:
     """Which of the rows found for the queries of several filters, which follow each other, pass: same shape."""
     if len(several) == 1:
         return passes(rows, several[0].passing)
-    return np.concatenate([passes(rows[asked.some], asked.passing) for asked in several])
+    filters = [asked.passing for asked in several if asked.passing is not None]
+    if len(filters) < len(several):
+        return np.concatenate([passes(rows[asked.some], asked.passing) for asked in several])
+    there = rows >= 0
+    sizes = [asked.some.stop - asked.some.start for asked in several]
+    return those_pass(filters, sizes, np.maximum(rows, 0)) & there
 
 
 def lacking(several: Sequence[Asked], walked: Walked) -> list[tuple[Asked, Rows]]:

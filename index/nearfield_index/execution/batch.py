@@ -23,6 +23,7 @@ from nearfield_index.execution.clusters import sweep, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
 from nearfield_index.execution.graph import walk
+from nearfield_index.execution.pick import pick
 from nearfield_index.execution.plan import Plan, plan_part
 from nearfield_index.execution.topk import Doubles, best, put
 from nearfield_index.filters.compiled import Compiled
@@ -320,7 +321,7 @@ def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
     if here.backend is not None and here.backend.is_graph and plan.kind == here.backend.kind:
         return _Way(False, effort, effort)
     lists = here.clusters
-    if isinstance(lists, CodedIvf) and plan.kind == lists.kind and not plan.heeded:
+    if isinstance(lists, CodedIvf) and plan.kind == lists.kind and not (plan.heeded or plan.picked):
         width = lists.candidates_of(k, plan.selectivity)
         return _Way(True, effort, min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER)))))
     return None
@@ -404,7 +405,9 @@ def _on_cpu(
         within = None if passing is None else passing.bitmap
         return *exact_rows(here, queries, search.k, within, _ranking(part, here)), ran
     asked = Asked(here, calibration, passing, queries, search.k, search.recall)
-    if here.clusters is not None and plan.kind == here.clusters.kind:
+    if plan.picked:
+        walked = pick(asked, effort=plan.effort, recall=plan.recall)
+    elif here.clusters is not None and plan.kind == here.clusters.kind:
         walked = through_clusters(
             asked, effort=plan.effort, recall=plan.recall, together=plan.together, heeded=plan.heeded
         )

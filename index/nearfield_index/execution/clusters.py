@@ -18,7 +18,7 @@ from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.backends.exact import first, pad
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
-from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.cost import Calibration, rounded_down
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
@@ -139,7 +139,7 @@ def look_elsewhere(asked: Asked, which: Rows, done: Walked, *, effort: int, dept
     assert isinstance(here.clusters, CodedIvf)
     within = None if passing is None else passing.bitmap
     share = 1.0 if within is None else within.share
-    together = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
+    together = calibration.setting(selectivity=rounded_down(share), k=k, target=target, shapes=("random", "run"))
     deeper = calibration.sweep_at(depth, target)
     if together is None and deeper is None:
         exactly(asked, which, done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import ceil, floor, log10, sqrt
+from math import ceil, floor, inf, log10, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,6 +106,11 @@ class Prices:
     """Of as many more rows as coded lists find for one more answer."""
     heeding: float = 1.0
     """How many times as long coded lists take that heed a bitmap of few rows, for one query."""
+    pick_us: float = inf
+    looked_us: float = 0.0
+    picked_us: float = 0.0
+    """Of picking the rows that pass out of the nearest lists, for one query: of a call, of looking up the list of a row
+    that passes, and of one that is picked."""
 
     def bitmap_of(self, share: float) -> float:
         """Of making a bitmap of such a share of the rows."""
@@ -267,6 +272,11 @@ class Calibration:
         chosen_us = (answers_of(k, selectivity) - answers_of(k, 1.0)) * self.prices.answer_us
         heeded = selectivity < _NARROW and heeded_us < chosen_us
         return heeded, heeded_us if heeded else chosen_us
+
+    def pick_us(self, rows: float, share: float) -> float:
+        """What it costs to pick, for one query, those of ``rows`` that lie in such a share of the lists."""
+        prices = self.prices
+        return prices.pick_us + rows * (prices.looked_us + min(1.0, share) * prices.picked_us)
 
     def sweep_at(self, depth: float, target: float) -> Setting | None:
         """The cheapest setting of coded lists that reaches the target at this depth, or at the deepest measured; None

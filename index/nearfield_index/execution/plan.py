@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.backends.ivf import Ivf
 from nearfield_index.execution.cost import WALKED, Calibration, Setting, depth_of, rounded_down
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
@@ -22,7 +23,13 @@ _WORD = 64
 _LEAST_WORDS, _MOST_WORDS, _FULL_WORDS = 32, 1024, 6.4
 _FEW = 0.07  # such a bitmap is counted rather than sampled
 _DEARER = 2  # times as much as a row of a sample a row of a bitmap takes
-_TOGETHER = 0.15
+TOGETHER = 0.15
+"""From here on rows keep together, as behind a filter that goes with the vectors."""
+RELATED = 1.5
+"""Times as many lists a query looks into that picks rows behind such a filter."""
+FEW_LISTS = 1 / 16
+"""Answers that lie in a smaller share of the lists may lie in any of them behind such a filter."""
+_PICKED = 0.2  # the most that may pass for rows to be picked
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
 _WORTH = 1.6
@@ -50,6 +57,8 @@ class Plan(NamedTuple):
     """Whether the rows that pass are known to keep together."""
     heeded: bool = False
     """Whether coded lists heed the filter, as a bitmap; else it chooses from what they find."""
+    picked: bool = False
+    """Whether the rows that pass are picked out of the nearest lists (:mod:`nearfield_index.execution.pick`)."""
     on: DeviceFace | None = None
     instead: Plan | None = None
 
@@ -97,7 +106,7 @@ def _sampled(n: int, wanted: int) -> Rows:
 
 def shapes_of(together: float) -> tuple[str, ...]:
     """Which measured shapes of filters one of such togetherness is judged by; several mean the worse of them."""
-    return ("random",) if together < _TOGETHER else ("random", "run")
+    return ("random",) if together < TOGETHER else ("random", "run")
 
 
 def plan_part(
@@ -142,11 +151,19 @@ def _cheapest(
         scan_us = calibration.exact_us(rows.likely, contiguous=passing is None, queries=queries)
     chosen, why = None, "asked for"
     if target < 1.0:
-        chosen, why = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target, lone=lone)
+        size = _Size(queries == 1, lone)
+        chosen, why = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target, size=size)
     if chosen is None:
         return Plan("exact", 0, 1.0, rows, selectivity, scan_us, scan_us, why)
-    us, kind, setting, together, heeded = chosen
-    return Plan(kind, setting.effort, setting.recall, rows, selectivity, us, scan_us, why, together, heeded)
+    us, kind, setting, together, heeded, picked = chosen
+    return Plan(kind, setting.effort, setting.recall, rows, selectivity, us, scan_us, why, together, heeded, picked)
+
+
+class _Size(NamedTuple):
+    """Whether one query has the filter, and whether it is by itself altogether."""
+
+    single: bool
+    lone: bool
 
 
 class _Way(NamedTuple):
@@ -157,6 +174,7 @@ class _Way(NamedTuple):
     setting: Setting
     together: bool = False
     heeded: bool = False
+    picked: bool = False
 
 
 def _index(
@@ -168,7 +186,7 @@ def _index(
     *,
     k: int,
     target: float,
-    lone: bool,
+    size: _Size,
 ) -> tuple[_Way | None, str]:
     """How an index would answer, graph or clusters, and why; None where an exact scan is better."""
     if field.backend is None:
@@ -178,45 +196,48 @@ def _index(
     if scan_us <= calibration.least_us:
         return None, "fewer rows than the index would visit"
     about = rounded_down(selectivity)
-    walked, swept = _ways(field, calibration, passing is not None, about, k, target, lone)
+    walked, swept = _ways(field, calibration, passing is not None, about, k, target, size)
     way, why = _cheaper(walked, swept), "cheapest at this recall"
     # Only where an index would be taken does it matter whether the rows keep together; a graph and coded lists find it
     # out on their way where many pass.
     if way is not None and passing is not None and scan_us > _WORTH * way.us and not _tells(field, way, selectivity):
         together = togetherness(passing, field.by_cluster, heeded=way.heeded)
-        if together >= _TOGETHER:
+        if together >= TOGETHER:
             if walked is not None:
                 # A walk among other clusters finds too little and is repeated, or in vain.
                 again_us = together * (1 - selectivity) * min(scan_us, _AGAIN * walked.setting.us)
                 walked = walked._replace(us=walked.us + again_us)
-            swept = _swept(field, calibration, about, k=k, target=target, lone=lone, together=together)
+            swept = _swept(field, calibration, about, k=k, target=target, size=size, together=together)
             way = _cheaper(walked, swept)
             why += ", for rows that keep together"
     if way is None:
         return None, "the index was not seen to reach the target here"
     if scan_us <= _WORTH * way.us:
         return None, "no dearer than the index at this recall"
-    return way, why
+    return way, f"{why}, rows picked from the nearest lists" if way.picked else why
 
 
 def _ways(
-    field: FieldPart, calibration: Calibration, filtered: bool, selectivity: float, k: int, target: float, lone: bool
+    field: FieldPart, calibration: Calibration, filtered: bool, selectivity: float, k: int, target: float, size: _Size
 ) -> tuple[_Way | None, _Way | None]:
     """Through the graph and through the clusters, for filters that keep nothing together."""
 
     def find() -> tuple[_Way | None, _Way | None]:
         walked = None
         if field.backend is not None and field.backend.is_graph:
-            walked = _walked(field, calibration, filtered, selectivity, k=k, target=target, lone=lone)
-        return walked, _swept(field, calibration, selectivity, k=k, target=target, lone=lone)
+            walked = _walked(field, calibration, filtered, selectivity, k=k, target=target, lone=size.lone)
+        return walked, _swept(field, calibration, selectivity, k=k, target=target, size=size)
 
-    key = ("ways", selectivity, filtered, k, target, lone)
+    key = ("ways", selectivity, filtered, k, target, size)
     found: tuple[_Way | None, _Way | None] = calibration.remembered(key, find)
     return found
 
 
 def _tells(field: FieldPart, way: _Way, selectivity: float) -> bool:
-    """Whether it is found out on the way that the rows which pass keep together: where the filter chooses last."""
+    """Whether it is found out on the way that the rows which pass keep together: where the filter chooses last, and
+    where rows are picked."""
+    if way.picked:
+        return True
     assert field.backend is not None
     graph = field.backend.is_graph and way.kind == field.backend.kind
     return selectivity >= WALKED and not way.heeded and (graph or isinstance(field.clusters, CodedIvf))
@@ -248,20 +269,44 @@ def _swept(
     *,
     k: int,
     target: float,
-    lone: bool,
+    size: _Size,
     together: float = 0.0,
 ) -> _Way | None:
     """Through the clusters."""
     if field.clusters is None:
         return None
+    coded = isinstance(field.clusters, CodedIvf)
+    picked = None
+    if coded and size.single and selectivity <= _PICKED:
+        picked = _picked(field, field.clusters, calibration, selectivity, k=k, target=target, related=together > 0.0)
     setting = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=shapes_of(together))
     if setting is None:
-        return None
+        return picked
     prices = calibration.prices
-    heeded, us = False, setting.us + (prices.lone_sweep_us if lone else 0.0)
+    heeded, us = False, setting.us + (prices.lone_sweep_us if size.lone else 0.0)
     if together:  # which clusters are worth a look takes a bitmap to tell
-        heeded, us = True, us + prices.bitmap_of(selectivity)
-    elif selectivity < 1.0 and isinstance(field.clusters, CodedIvf):
-        heeded, more_us = calibration.sieve(selectivity, k, setting.us, lone=lone)
+        times = prices.heeding if coded and size.single else 1.0
+        heeded, us = True, times * us + prices.bitmap_of(selectivity)
+    elif selectivity < 1.0 and coded:
+        heeded, more_us = calibration.sieve(selectivity, k, setting.us, lone=size.lone)
         us += more_us
-    return _Way(us, field.clusters.kind, setting, together > 0.0, heeded)
+    return _cheaper(_Way(us, field.clusters.kind, setting, together > 0.0, heeded), picked)
+
+
+def _picked(
+    field: FieldPart,
+    clusters: Ivf,
+    calibration: Calibration,
+    selectivity: float,
+    *,
+    k: int,
+    target: float,
+    related: bool,
+) -> _Way | None:
+    """Through the clusters, rows that pass being picked; ``related``: behind a filter that goes with the vectors."""
+    setting = calibration.setting(selectivity=selectivity, k=k, target=target)
+    share = 0.0 if setting is None else setting.effort / len(clusters.lists.centroids)
+    if setting is None or (related and share < FEW_LISTS):
+        return None
+    us = calibration.pick_us(selectivity * len(field), share * (RELATED if related else 1.0))
+    return _Way(us, clusters.kind, setting, picked=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,11 @@ class Compiled(ABC):
         estimate = self.estimate
         return estimate if estimate.low == estimate.high else exactly(self.bitmap.count)
 
-    def test(self, rows: Rows) -> Mask:
+    def listed(self) -> npt.NDArray[np.signedinteger[Any]]:
+        """The rows that pass, each once, in any order."""
+        return self._listed() if self._made is None else self._made.rows()
+
+    def test(self, rows: npt.NDArray[np.signedinteger[Any]]) -> Mask:
         """Whether each of ``rows`` (each in ``0..n-1``) passes: bool, same shape."""
         return self._test(rows) if self._made is None else self._made.test(rows)
 
@@ -77,6 +82,9 @@ class Compiled(ABC):
 
     @abstractmethod
     def _bitmap(self) -> Bitmap: ...
+
+    def _listed(self) -> npt.NDArray[np.signedinteger[Any]]:
+        return self.bitmap.rows()
 
     def _test(self, rows: Rows) -> Mask:
         return self.bitmap.test(rows)
@@ -104,9 +112,13 @@ class _Posted(Compiled):
         self._postings = postings
 
     def _test(self, rows: Rows) -> Mask:
-        # The column of value numbers is made for those who have many rows.
-        codes = None if self.estimate.high * SPARSE_SHARE <= self.n else self._postings.codes(self.n)
+        codes = None if self._sparse else self._postings.codes(self.n)
         return self.bitmap.test(rows) if codes is None else self._passes(codes[rows])
+
+    @property
+    def _sparse(self) -> bool:
+        """Too few rows to make a column of value numbers for."""
+        return self.estimate.high * SPARSE_SHARE <= self.n
 
     @abstractmethod
     def _passes(self, codes: Codes) -> Mask:
@@ -145,10 +157,43 @@ class Span(_Posted):
             return Bitmap.from_mask(self._passes(codes))
         return Bitmap.from_unordered(self.n, rows, distinct=self._postings.single(self.n))
 
+    def _listed(self) -> npt.NDArray[np.signedinteger[Any]]:
+        if not self._postings.single(self.n):
+            return self.bitmap.rows()
+        return self._postings.span(self._first, self._last)
+
     def _passes(self, codes: Codes) -> Mask:
-        # One comparison does for both ends: below ``first`` the difference wraps round to a large number.
-        shifted = (codes - codes.dtype.type(self._first)).view(f"u{codes.dtype.itemsize}")
-        return np.asarray(shifted < self._last - self._first)
+        return _within(codes, codes.dtype.type(self._first), self._last - self._first)
+
+    @staticmethod
+    def those_pass(runs: Sequence[Span], sizes: Sequence[int], rows: Rows) -> Mask | None:
+        """As the function of that name; None where they are of several parts, or look up the rows of narrow ones."""
+        n, postings = runs[0].n, runs[0]._postings
+        if any(each._postings is not postings for each in runs) or all(each._sparse for each in runs):
+            return None
+        codes = postings.codes(n)
+        if codes is None:
+            return None
+        firsts = np.repeat(np.array([each._first for each in runs], codes.dtype), sizes)
+        lengths = np.repeat(np.array([each._last - each._first for each in runs], f"u{codes.itemsize}"), sizes)
+        return _within(codes[rows], firsts[:, None], lengths[:, None])
+
+
+def _within(codes: Codes, first: npt.ArrayLike, length: npt.ArrayLike) -> Mask:
+    # One comparison does for both ends: below ``first`` the difference wraps round to a large number.
+    shifted = np.subtract(codes, first, dtype=codes.dtype).view(f"u{codes.dtype.itemsize}")
+    return np.asarray(shifted < length)
+
+
+def those_pass(filters: Sequence[Compiled], sizes: Sequence[int], rows: Rows) -> Mask:
+    """Whether ``rows`` ``(n, width)`` pass, same shape: the first ``sizes[0]`` lines by the first filter, the next by
+    the second, and so on. At once where all filters are runs of values of one part of an attribute."""
+    runs = [each for each in filters if isinstance(each, Span)]
+    if len(runs) == len(filters) and (at_once := Span.those_pass(runs, sizes, rows)) is not None:
+        return at_once
+    ends = np.cumsum(sizes).tolist()
+    several = zip(filters, sizes, ends, strict=True)
+    return np.concatenate([each.test(rows[end - size : end]) for each, size, end in several])
 
 
 class Places(_Posted):
@@ -173,6 +218,11 @@ class Places(_Posted):
         if len(self._positions) == 1:
             return Bitmap.from_rows(self.n, rows)
         return Bitmap.from_unordered(self.n, rows, distinct=self._postings.single(self.n))
+
+    def _listed(self) -> npt.NDArray[np.signedinteger[Any]]:
+        if not self._postings.single(self.n):
+            return self.bitmap.rows()
+        return self._postings.take(self._positions)
 
     def _passes(self, codes: Codes) -> Mask:
         return self._wanted[codes]
@@ -216,6 +266,13 @@ class Both(_Several):
             else:
                 passed &= child.bitmap
         return passed
+
+    def _listed(self) -> npt.NDArray[np.signedinteger[Any]]:
+        order = sorted(self._children, key=lambda child: child.estimate.high)
+        rows = order[0].listed()
+        for child in order[1:]:
+            rows = rows[child.test(rows)]
+        return rows
 
     def _test(self, rows: Rows) -> Mask:
         passed = self._children[0].test(rows)

@@ -91,6 +91,8 @@ def calibrate(
         swept = sweep(field, lists, probes, random, limit_us=limit)
         sweeps, places = swept.reaches, swept.places
         prices = replace(prices, answer_us=swept.answer_us, lone_sweep_us=swept.lone_us, heeding=swept.heeding)
+        pick_us, looked_us, picked_us = swept.picking
+        prices = replace(prices, pick_us=pick_us, looked_us=looked_us, picked_us=picked_us)
     return Calibration(source, samples, prices, reaches=reaches, curves=curves, sweeps=sweeps, places=places)
 
 

@@ -10,13 +10,15 @@ import numpy as np
 
 from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.asked import passes
+from nearfield_index.execution.asked import Asked, passes
 from nearfield_index.execution.clusters import choose
 from nearfield_index.execution.cost import DEPTHS, Calibration, Prices, Reach
-from nearfield_index.filters.compiled import Compiled, Known
+from nearfield_index.execution.pick import pick
+from nearfield_index.filters.compiled import Compiled, Known, Span
 from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_by_one_us, one_thread_us, usual_effort
 from nearfield_index.quality.probes import GOOD_ENOUGH, Probe, without_own
 from nearfield_index.segments.part import FieldPart
+from nearfield_index.storage.postings import Postings
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -24,6 +26,7 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 # Filters under which the k nearest lie deeper pass so few rows of fewer rows in all that an exact answer is cheaper.
 _DEEP, _FEW = 1_024, 64
 _HEEDED = 0.05
+_PICKED, _PICKED_ROWS = (0.01, 0.05), 50
 
 _UNKNOWN = Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))
 
@@ -31,14 +34,15 @@ _UNKNOWN = Calibration("rows", 0, Prices(0.0, 0.0, 0.0, 0.0, 0.0))
 @dataclass(frozen=True)
 class Swept:
     """Recall by depth of every effort; where the nearest come in the ranking by codes; what the candidates of one more
-    answer cost, and what a query by itself costs more than among others, in us; and how many times as much one costs
-    that heeds a bitmap."""
+    answer cost, and what a query by itself costs more than among others, in us; how many times as much one costs
+    that heeds a bitmap; and what picking rows costs: a query, a row that passes, and one that is picked."""
 
     reaches: tuple[Reach, ...]
     places: tuple[float, ...]
     answer_us: float
     lone_us: float
     heeding: float
+    picking: tuple[float, float, float]
 
 
 def sweep(
@@ -86,7 +90,33 @@ def sweep(
             found,
         ),
         _heeding(field, lists, narrow, probes[0].queries[:TIMED_WALKS], usual_effort(found), random),
+        _picking(field, lists, probes[0].queries[:TIMED_WALKS], usual_effort(found), random),
     )
+
+
+def _picking(
+    field: FieldPart, lists: CodedIvf, queries: Floats, effort: int, random: np.random.Generator
+) -> tuple[float, float, float]:
+    """What picking costs a call, a row that passes, and one that is picked: told by few rows and by some, and by some
+    out of twice as many lists."""
+    n, count = len(field), len(lists.lists.centroids)
+    effort = max(effort, _PICKED_ROWS * count // max(1, int(_PICKED[0] * n)))  # else many would be answered exactly
+    effort = max(1, min(effort, count // 2))
+    taken = []
+    for share, times in ((_PICKED[0], 1), (_PICKED[1], 1), (_PICKED[1], 2)):
+        size, us = max(1, int(share * n)), []
+        for query in queries:
+            rows = random.permutation(n)[:size].astype(np.int32)  # in no order, as posting lists have them
+            passing = Span(n, Postings(np.arange(size + 1), rows), 0, size)
+            passing.listed()
+            asked = Asked(field, _UNKNOWN, passing, query[None], DEPTHS[0], 0.0)
+            us.append(one_thread_us(partial(_pick, asked, times * effort), asked.queries))
+        taken.append((size, float(np.median(us))))
+    (few, few_us), (some, some_us), (_, twice_us) = taken
+    a_row = max(0.0, (some_us - few_us) / max(1, some - few))
+    picked = max(1e-9, some * effort / max(1, count))
+    picked_us = min(max(0.0, twice_us - some_us) / picked, a_row * count / max(1, effort))
+    return max(0.0, few_us - few * a_row), a_row - picked_us * effort / max(1, count), picked_us
 
 
 def _heeding(
@@ -96,6 +126,10 @@ def _heeding(
     plain = one_thread_us(partial(_choose, field, lists, None, width, effort=effort), queries)
     heeded = one_by_one_us(lambda some: _heeded(lists, some, effort, within.bitmap), queries)
     return max(1.0, heeded / plain) if plain else 1.0
+
+
+def _pick(asked: Asked, effort: int, queries: Floats) -> None:
+    pick(asked, effort=effort, recall=0.0)
 
 
 def _heeded(lists: CodedIvf, queries: Floats, effort: int, within: Bitmap) -> None:

@@ -205,8 +205,7 @@ class _Writer:
         built_on = _build(kind, path, space, params, threads, _share(step, 0.0, 0.95))
         codes = self._path / f"codes-{name}"
         if kind is not IndexKind.EXACT and len(part.matrix) >= LEAST_ROWS:
-            CodedIvf.build(codes, space, params, threads=threads, step=_share(step, 0.95, 0.05))
-            params = CodedIvf.open(codes, space, params).measured()
+            params = CodedIvf.build_fitting(codes, space, params, threads=threads, step=_share(step, 0.95, 0.05))
         for written in (path, codes):
             if written.exists():
                 sync_file(written)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.filters.compile import compile_filter
-from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped, Span
+from nearfield_index.filters.compiled import Compiled, Known, Living, Mapped, Span, those_pass
 from nearfield_index.filters.parse import parse_filter
 from nearfield_index.storage.columns import Columns
 from nearfield_index.storage.postings import Postings
@@ -67,6 +67,7 @@ def _holds(compiled: Compiled, expected: Any, shape: tuple[int, ...], rows: Any)
         asked = rows.reshape(shape)
         assert compiled.test(rows).tolist() == expected[rows].tolist()
         assert compiled.test(asked).tolist() == expected[asked].tolist()
+    assert sorted(compiled.listed().tolist()) == np.flatnonzero(expected).tolist()
     low, likely, high = compiled.counted()
     assert low <= true <= high
     assert low <= likely <= high
@@ -106,6 +107,30 @@ def test_estimates_hold_for_all_rows_for_live_ones_and_for_some(
     _holds(Mapped(living, some), (passes & alive)[some], (2, 6), rows)
 
 
+@settings(FIXED, max_examples=150)
+@given(
+    points=POINTS,
+    name=st.sampled_from(["one", "many", "mixed"]),
+    bounds=st.lists(st.tuples(st.integers(-1, 6), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=5),
+    seed=st.integers(0, 1_000),
+)
+def test_filters_of_several_queries_are_tested_together(
+    points: list[dict[str, Any]], name: str, bounds: list[tuple[int, int, int]], seed: int
+) -> None:
+    columns = Columns.build(points, {})
+    if not points:
+        return
+    bodies = [{name: {"gte": low, "lt": low + length}} for low, length, _ in bounds]
+    filters = [compile_filter(parse_filter(body), columns, lambda ids: np.empty(0, np.int64)) for body in bodies]
+    sizes = [size for _, _, size in bounds]
+    rows = np.random.default_rng(seed).integers(0, len(points), (sum(sizes), 3))
+    expected = [
+        [matches(body, points[row], row) for row in line]
+        for body, line in zip(np.repeat(np.array(bodies, dtype=object), sizes), rows.tolist(), strict=True)
+    ]
+    assert those_pass(filters, sizes, rows).tolist() == expected
+
+
 def test_numbers_of_values_at_the_edges_of_their_type() -> None:
     """Two bytes a row hold up to 32,767 values; -1 is a row without one."""
     for count in (32_766, 32_767, 32_768):
@@ -118,4 +143,6 @@ def test_numbers_of_values_at_the_edges_of_their_type() -> None:
         for first, last in ((0, count), (0, 1), (1, count), (count - 1, count), (count, count), (count - 2, count - 1)):
             expected = (rows >= first) & (rows < last)
             assert Span(n, postings, first, last).test(rows).tolist() == expected.tolist()
+            both = [Span(n, postings, 0, count), Span(n, postings, first, last)]
+            assert those_pass(both, [0, 1], rows[None]).tolist() == [expected.tolist()]
             assert Span(n, postings, first, last).bitmap.rows().tolist() == list(range(first, last))

@@ -1,0 +1,122 @@
+"""One query behind a narrow filter: of the rows that pass, those that lie in the lists nearest to it.
+
+The rows come from the posting lists of the filter, and the list of each from a column, so that no bitmap is made and
+nothing is scanned that does not pass. What is picked is scored by its own products: recall is lost only where an
+answer lies in a list that was left out. How many lists that takes is known from coded lists by depth, which a filter
+without any relation to the vectors needs at its selectivity. Where the lists around a query show that the filter has
+one, it looks into more of them, as deep as what passes there asks for.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from nearfield_index.backends.base import Floats, Lists, Rows
+from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.backends.exact import pad
+from nearfield_index.backends.ivf import fewer
+from nearfield_index.execution.asked import Asked, Walked, complete, exactly
+from nearfield_index.execution.clusters import look_elsewhere
+from nearfield_index.execution.cost import rounded_down
+from nearfield_index.execution.plan import FEW_LISTS, RELATED, TOGETHER
+
+_ONE = np.zeros(1, dtype=np.int64)
+_SAMPLE = 2_048  # rows that tell whether they keep together
+_BARE = 0.25  # where less of what passes elsewhere passes near a query, its answers may lie in any list
+_ALL_BUT = 0.8  # of the lists: then all rows that pass may as well be scored
+
+
+def pick(asked: Asked, *, effort: int, recall: float) -> Walked:
+    """The best passing rows of the nearest ``effort`` lists, which are expected to reach ``recall``, for one query."""
+    here, calibration, passing, query, k, target, _ = asked
+    assert isinstance(here.clusters, CodedIvf)
+    assert passing is not None
+    coded, lists = here.clusters, here.clusters.lists
+    rows = passing.listed()
+    done = Walked(
+        np.full((1, k), -1, dtype=np.int64), np.full((1, k), -np.inf), np.array([recall]), np.array([k], dtype=np.int64)
+    )
+    few_lists = effort < FEW_LISTS * len(lists.sizes)
+    every = len(rows) // _SAMPLE
+    if few_lists and every > 1 and together(lists, _counts(lists, rows[::every])[1], every) >= TOGETHER:
+        _elsewhere(asked, done, len(rows), effort)
+        return done
+    of, counts = _counts(lists, rows)
+    chosen = _nearest(coded, query, effort)
+    passed, sizes = counts[chosen], lists.sizes[chosen]
+    share = len(rows) / len(here)
+    expected = share * sizes
+    thin = fewer(passed[0], expected[0]) or fewer(passed.sum(), expected.sum())
+    if thin or together(lists, counts) >= TOGETHER:
+        around = float(passed.sum() / max(1, sizes.sum()))
+        deeper = None
+        if not few_lists and around >= _BARE * share:
+            density = rounded_down(min(share, around))
+            deeper = calibration.setting(selectivity=density, k=k, target=target)
+        if deeper is None:
+            _elsewhere(asked, done, len(rows), effort)
+            return done
+        effort = int(RELATED * max(effort, deeper.effort))
+        if effort >= _ALL_BUT * len(lists.sizes):
+            exactly(asked, _ONE, done)
+            return done
+        chosen = _nearest(coded, query, effort)
+    near = np.zeros(len(lists.sizes), dtype=np.bool_)
+    near[chosen] = True
+    kept = rows[near[of]].astype(np.int64)
+    inner = coded.products(query, kept[None])
+    found, at = pad(*_best(inner[0], kept, k), k)
+    done.rows, done.scored = at, here.found_scores(query, at, found)
+    complete(asked, _ONE, done)
+    return done
+
+
+def _nearest(coded: CodedIvf, query: Floats, effort: int) -> Rows:
+    chosen = coded.nearest(query, effort)[0]
+    found: Rows = chosen[chosen >= 0]
+    return found
+
+
+def _counts(lists: Lists, rows: Any) -> tuple[Any, Rows]:
+    """The list of each row, and how many lie in each list."""
+    of = lists.by_row[rows]
+    return of, np.bincount(of, minlength=len(lists.sizes))
+
+
+def _elsewhere(asked: Asked, done: Walked, rows: int, effort: int) -> None:
+    """Answer by a scan of lists that have rows which pass, or of these rows themselves, whichever is cheaper."""
+    calibration, passing = asked.calibration, asked.passing
+    assert passing is not None
+    share = rounded_down(rows / passing.n)
+    lists = calibration.setting(selectivity=share, k=asked.k, target=asked.target, shapes=("random", "run"))
+    lists_us = inf if lists is None else calibration.prices.heeding * lists.us + calibration.prices.bitmap_of(share)
+    if calibration.exact_us(rows, contiguous=False, queries=1) <= lists_us:
+        exactly(asked, _ONE, done)
+    else:
+        look_elsewhere(asked, _ONE, done, effort=effort, depth=0.0)
+
+
+def together(lists: Lists, counts: Rows, every: int = 1) -> float:
+    """How much rows keep together, by how many of them lie in each list: 0 for a random set, 1 for whole lists; of
+    more rows, one of ``every`` is counted."""
+    sizes = lists.sizes.astype(np.float64)
+    total, squares = sizes.sum(), float(sizes @ sizes)
+    found = counts.astype(np.float64)
+    rows = every * found.sum()
+    share = rows / total
+    random = share * share * squares + share * (1 - share) * total
+    whole = share * squares
+    all_of_them = every * every * float(found @ found) - (every - 1) * rows
+    return float((all_of_them - random) / max(1e-9, whole - random))
+
+
+def _best(inner: Any, rows: Rows, k: int) -> tuple[Any, Rows]:
+    """The best k, best first, ``(1, k or fewer)``; equal ones by row, in whatever order they came."""
+    if len(rows) > k:
+        enough = (inner >= np.partition(inner, len(inner) - k)[len(inner) - k]).nonzero()[0]
+        inner, rows = inner[enough], rows[enough]
+    order = np.lexsort((rows, -inner))[:k]
+    return inner[None, order], rows[None, order]
