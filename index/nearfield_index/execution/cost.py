@@ -343,7 +343,8 @@ class Calibration:
         return cls(
             raw["source"],
             raw["samples"],
-            Prices(**raw["prices"]),
+            # JSON writes what was never priced, and is infinite, as null.
+            Prices(**{name: price for name, price in raw["prices"].items() if price is not None}),
             reaches,
             curves,
             sweeps,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
-from nearfield_index.quality.calibration import worst_of
+from nearfield_index.quality.calibration import load, save, worst_of
 
 
 def test_a_filter_that_ended_early_does_not_cut_the_others_short() -> None:
@@ -24,3 +26,12 @@ def test_lists_that_reach_the_target_with_little_to_spare_are_taken_at_their_bes
     known = Calibration("queries", 300, Prices(1, 1, 1, 1, 1), curves=(curve,), sweeps=sweeps)
     found = known.setting(selectivity=0.1, k=10, target=0.95, shapes=("random", "run"))
     assert (None if found is None else found.effort) == effort
+
+
+def test_what_was_never_priced_is_kept_as_such(tmp_path: Path) -> None:
+    """As of calibrations older than a price, which are kept again with those of a new fit."""
+    unpriced = Calibration("queries", 300, Prices(1, 1, 1, 1, 1))
+    save(tmp_path / "calibration.json", {"v": unpriced})
+    kept = load(tmp_path / "calibration.json")
+    assert kept == {"v": unpriced}
+    assert kept["v"].pick_us(100, 0.5) == float("inf")
