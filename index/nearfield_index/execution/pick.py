@@ -18,7 +18,7 @@ from nearfield_index.backends.base import Floats, Lists, Rows
 from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.exact import pad
 from nearfield_index.backends.ivf import fewer
-from nearfield_index.execution.asked import Asked, Walked, complete, exactly
+from nearfield_index.execution.asked import Asked, Walked, exactly
 from nearfield_index.execution.clusters import look_elsewhere
 from nearfield_index.execution.cost import rounded_down
 from nearfield_index.execution.plan import FEW_LISTS, RELATED, TOGETHER
@@ -70,7 +70,8 @@ def pick(asked: Asked, *, effort: int, recall: float) -> Walked:
     inner = coded.products(query, kept[None])
     found, at = pad(*_best(inner[0], kept, k), k)
     done.rows, done.scored = at, here.found_scores(query, at, found)
-    complete(asked, _ONE, done)
+    if len(kept) < min(k, len(rows)):
+        exactly(asked, _ONE, done)
     return done
 
 

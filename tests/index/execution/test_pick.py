@@ -18,7 +18,7 @@ from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, R
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.pick import pick, together
 from nearfield_index.execution.plan import plan_part
-from nearfield_index.filters.compiled import Compiled, Known, Span
+from nearfield_index.filters.compiled import Compiled, Known, Living, Span
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.segments.partition import cluster
@@ -116,6 +116,15 @@ def test_the_order_of_the_rows_does_not_show_where_scores_are_equal(tmp_path: Pa
     one = picked(field, listed(rows), query, calibration(40), 40)
     other = picked(field, Known(Bitmap.from_rows(ROWS, rows)), query, calibration(40), 40)
     assert one.rows.tolist() == other.rows.tolist()
+
+
+def test_no_bitmap_is_made_where_some_rows_are_dead(field: FieldPart) -> None:
+    random = np.random.default_rng(1)
+    alive = random.random(ROWS) < 0.9
+    passing = Living(listed(np.flatnonzero(random.random(ROWS) < 0.1)), Known(Bitmap.from_mask(alive)))
+    done = picked(field, passing, asked_with(field, 17), calibration(40), 40)
+    assert alive[done.rows].all()
+    assert passing._made is None
 
 
 def test_where_fewer_pass_near_a_query_than_elsewhere_it_looks_into_more_lists(field: FieldPart) -> None:
