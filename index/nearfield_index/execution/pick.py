@@ -24,7 +24,6 @@ from nearfield_index.execution.cost import rounded_down
 from nearfield_index.execution.plan import FEW_LISTS, RELATED, TOGETHER
 
 _ONE = np.zeros(1, dtype=np.int64)
-_SAMPLE = 2_048  # rows that tell whether they keep together
 _BARE = 0.25  # where less of what passes elsewhere passes near a query, its answers may lie in any list
 _ALL_BUT = 0.8  # of the lists: then all rows that pass may as well be scored
 
@@ -40,11 +39,8 @@ def pick(asked: Asked, *, effort: int, recall: float) -> Walked:
         np.full((1, k), -1, dtype=np.int64), np.full((1, k), -np.inf), np.array([recall]), np.array([k], dtype=np.int64)
     )
     few_lists = effort < FEW_LISTS * len(lists.sizes)
-    every = len(rows) // _SAMPLE
-    if few_lists and every > 1 and together(lists, _counts(lists, rows[::every])[1], every) >= TOGETHER:
-        _elsewhere(asked, done, len(rows), effort)
-        return done
-    of, counts = _counts(lists, rows)
+    of = lists.by_row[rows]
+    counts = np.bincount(of, minlength=len(lists.sizes))
     chosen = _nearest(coded, query, effort)
     passed, sizes = counts[chosen], lists.sizes[chosen]
     share = len(rows) / len(here)
@@ -81,12 +77,6 @@ def _nearest(coded: CodedIvf, query: Floats, effort: int) -> Rows:
     return found
 
 
-def _counts(lists: Lists, rows: Any) -> tuple[Any, Rows]:
-    """The list of each row, and how many lie in each list."""
-    of = lists.by_row[rows]
-    return of, np.bincount(of, minlength=len(lists.sizes))
-
-
 def _elsewhere(asked: Asked, done: Walked, rows: int, effort: int) -> None:
     """Answer by a scan of lists that have rows which pass, or of these rows themselves, whichever is cheaper."""
     calibration, passing = asked.calibration, asked.passing
@@ -100,18 +90,15 @@ def _elsewhere(asked: Asked, done: Walked, rows: int, effort: int) -> None:
         look_elsewhere(asked, _ONE, done, effort=effort, depth=0.0)
 
 
-def together(lists: Lists, counts: Rows, every: int = 1) -> float:
-    """How much rows keep together, by how many of them lie in each list: 0 for a random set, 1 for whole lists; of
-    more rows, one of ``every`` is counted."""
+def together(lists: Lists, counts: Rows) -> float:
+    """How much rows keep together, by how many of them lie in each list: 0 for a random set, 1 for whole lists."""
     sizes = lists.sizes.astype(np.float64)
     total, squares = sizes.sum(), float(sizes @ sizes)
     found = counts.astype(np.float64)
-    rows = every * found.sum()
-    share = rows / total
+    share = found.sum() / total
     random = share * share * squares + share * (1 - share) * total
     whole = share * squares
-    all_of_them = every * every * float(found @ found) - (every - 1) * rows
-    return float((all_of_them - random) / max(1e-9, whole - random))
+    return float((found @ found - random) / max(1e-9, whole - random))
 
 
 def _best(inner: Any, rows: Rows, k: int) -> tuple[Any, Rows]:

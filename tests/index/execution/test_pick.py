@@ -118,6 +118,21 @@ def test_the_order_of_the_rows_does_not_show_where_scores_are_equal(tmp_path: Pa
     assert one.rows.tolist() == other.rows.tolist()
 
 
+def test_the_order_of_the_rows_does_not_show_in_what_is_done(field: FieldPart) -> None:
+    assert isinstance(field.clusters, Chosen)
+    random = np.random.default_rng(1)
+    rows = np.flatnonzero(random.random(ROWS) < 0.75)
+    half = len(rows) // 2
+    mixed = np.column_stack([rows[:half], rows[half : 2 * half]]).ravel().astype(np.int32)  # near ones every other time
+    mixed = np.concatenate([mixed, rows[2 * half :].astype(np.int32)])
+    one = Span(ROWS, Postings(np.arange(len(mixed) + 1), mixed), 0, len(mixed))
+    for row in range(0, ROWS, 600):
+        query = asked_with(field, row)
+        ways = [picked(field, each, query, calibration(5), 5) for each in (one, Known(Bitmap.from_rows(ROWS, rows)))]
+        assert ways[0].rows.tolist() == ways[1].rows.tolist()
+        assert [len(way.exact) for way in ways] == [len(ways[0].exact)] * 2
+
+
 def test_no_bitmap_is_made_where_some_rows_are_dead(field: FieldPart) -> None:
     random = np.random.default_rng(1)
     alive = random.random(ROWS) < 0.9
@@ -167,8 +182,7 @@ def test_too_few_rows_in_the_nearest_lists_are_made_up_for(field: FieldPart) -> 
     assert done.rows.tolist() == truth.tolist()
 
 
-@pytest.mark.parametrize("every", [1, 5])
-def test_how_much_rows_keep_together_shows_in_their_lists(every: int) -> None:
+def test_how_much_rows_keep_together_shows_in_their_lists() -> None:
     random = np.random.default_rng(0)
     sizes = random.integers(20, 200, 400)
     lists = Lists(np.concatenate([[0], np.cumsum(sizes)]), np.zeros((400, 2), dtype=np.float32))
@@ -178,9 +192,8 @@ def test_how_much_rows_keep_together_shows_in_their_lists(every: int) -> None:
         (np.isin(lists.by_row, random.permutation(400)[:40]), 0.9, 1.1),
         (np.isin(lists.by_row, random.permutation(400)[:80]) & (random.random(n) < 0.5), 0.35, 0.55),
     ):
-        rows = random.permutation(np.flatnonzero(mask))[::every]
-        counts = np.bincount(lists.by_row[rows], minlength=400)
-        assert low <= together(lists, counts, every) <= high
+        counts = np.bincount(lists.by_row[mask], minlength=400)
+        assert low <= together(lists, counts) <= high
 
 
 @pytest.mark.parametrize(
