@@ -1,7 +1,7 @@
 """Inverted lists scanned by short codes of their rows, the best of which are scored again by the rows themselves.
 
-Two columns share one of 16 codes (product quantisation, 4 bits), a sixteenth of the matrix in all, which FAISS scans
-from registers (fast scan, arXiv 1812.09162) at a few nanoseconds a row.
+Two columns share one of 16 codes (product quantisation, 4 bits), a sixteenth of the matrix in all, or where that ranks
+too roughly each has its own, which FAISS scans from registers (fast scan, arXiv 1812.09162) at a few nanoseconds a row.
 """
 
 from __future__ import annotations
