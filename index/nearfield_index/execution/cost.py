@@ -278,6 +278,16 @@ class Calibration:
         prices = self.prices
         return prices.pick_us + rows * (prices.looked_us + min(1.0, share) * prices.picked_us)
 
+    def elsewhere_us(self, rows: float, selectivity: float, k: int, target: float) -> tuple[float, bool]:
+        """What an answer costs one query that picking ``rows`` has not given it, and whether that is by an exact scan:
+        else by lists wherever rows pass."""
+        exact_us = self.exact_us(rows, contiguous=False, queries=1)
+        lists = self.setting(selectivity=selectivity, k=k, target=target, shapes=("random", "run"))
+        if lists is None:
+            return exact_us, True
+        lists_us = self.prices.heeding * lists.us + self.prices.bitmap_of(selectivity)
+        return min(exact_us, lists_us), exact_us <= lists_us
+
     def sweep_at(self, depth: float, target: float) -> Setting | None:
         """The cheapest setting of coded lists that reaches the target at this depth, or at the deepest measured; None
         when none was seen to."""

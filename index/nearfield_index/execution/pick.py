@@ -9,7 +9,6 @@ one, it looks into more of them, as deep as what passes there asks for.
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -79,12 +78,10 @@ def _nearest(coded: CodedIvf, query: Floats, effort: int) -> Rows:
 
 def _elsewhere(asked: Asked, done: Walked, rows: int, effort: int) -> None:
     """Answer by a scan of lists that have rows which pass, or of these rows themselves, whichever is cheaper."""
-    calibration, passing = asked.calibration, asked.passing
-    assert passing is not None
-    share = rounded_down(rows / passing.n)
-    lists = calibration.setting(selectivity=share, k=asked.k, target=asked.target, shapes=("random", "run"))
-    lists_us = inf if lists is None else calibration.prices.heeding * lists.us + calibration.prices.bitmap_of(share)
-    if calibration.exact_us(rows, contiguous=False, queries=1) <= lists_us:
+    assert asked.passing is not None
+    share = rounded_down(rows / asked.passing.n)
+    _, by_scan = asked.calibration.elsewhere_us(rows, share, asked.k, asked.target)
+    if by_scan:
         exactly(asked, _ONE, done)
     else:
         look_elsewhere(asked, _ONE, done, effort=effort, depth=0.0)

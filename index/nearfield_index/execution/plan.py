@@ -29,6 +29,7 @@ RELATED = 1.5
 """Times as many lists a query looks into that picks rows behind such a filter."""
 FEW_LISTS = 1 / 16
 """Answers that lie in a smaller share of the lists may lie in any of them behind such a filter."""
+_IN_VAIN = 0.5  # of the filters, where answers lie in few lists
 _PICKED = 0.2  # the most that may pass for rows to be picked
 
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
@@ -308,5 +309,8 @@ def _picked(
     share = 0.0 if setting is None else setting.effort / len(clusters.lists.centroids)
     if setting is None or (related and share < FEW_LISTS):
         return None
-    us = calibration.pick_us(selectivity * len(field), share * (RELATED if related else 1.0))
+    rows = selectivity * len(field)
+    us = calibration.pick_us(rows, share * (RELATED if related else 1.0))
+    if share < FEW_LISTS:  # nobody knows yet whether the filter goes with the vectors: then it would be in vain
+        us += _IN_VAIN * calibration.elsewhere_us(rows, selectivity, k, target)[0]
     return _Way(us, clusters.kind, setting, picked=True)
