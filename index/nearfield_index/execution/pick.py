@@ -43,12 +43,14 @@ def pick(asked: Asked, *, effort: int, recall: float) -> Walked:
     chosen = _nearest(coded, query, effort)
     passed, sizes = counts[chosen], lists.sizes[chosen]
     share = len(rows) / len(here)
-    expected = share * sizes
-    thin = fewer(passed[0], expected[0]) or fewer(passed.sum(), expected.sum())
-    if thin or together(lists, counts) >= TOGETHER:
-        around = float(passed.sum() / max(1, sizes.sum()))
+    # List by list, for what lacks close to the query is made up for farther out, where it does not show any more.
+    upto, expected = passed.cumsum(), share * sizes.cumsum()
+    thin = fewer(upto, expected)
+    if thin.any() or together(lists, counts) >= TOGETHER:
+        around = float(upto[-1] / max(1, sizes.sum()))
+        bare = around < _BARE * share or (upto < _BARE * expected)[thin].any()
         deeper = None
-        if not few_lists and around >= _BARE * share:
+        if not (few_lists or bare):
             density = rounded_down(min(share, around))
             deeper = calibration.setting(selectivity=density, k=k, target=target)
         if deeper is None:

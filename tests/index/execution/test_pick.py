@@ -146,12 +146,26 @@ def test_where_fewer_pass_near_a_query_than_elsewhere_it_looks_into_more_lists(f
     assert isinstance(field.clusters, Chosen)
     query = asked_with(field, 5)
     near = np.isin(field.clusters.lists.by_row, field.clusters.nearest(query, 40)[0])
-    rows = np.flatnonzero(np.random.default_rng(1).random(ROWS) < np.where(near, 0.05, 0.15))
+    rows = np.flatnonzero(np.arange(ROWS) % np.where(near, 12, 7) == 0)
     before = len(field.clusters.chosen)
     done = picked(field, listed(rows), query, calibration(40), 40)
     truth, _ = exact_rows(field, query, K, Bitmap.from_rows(ROWS, rows))
     assert field.clusters.chosen[before:] == (40, 60)
     assert np.isin(truth, done.rows).mean() >= 0.5
+
+
+def test_what_lacks_next_to_a_query_shows_though_enough_passes_farther_out(field: FieldPart) -> None:
+    assert isinstance(field.clusters, Chosen)
+    of = field.clusters.lists.by_row
+    found = []
+    for row in range(0, ROWS, 300):
+        query = asked_with(field, row)
+        near = field.clusters.nearest(query, 40)[0]
+        lacks = np.isin(of, near[1:6])
+        rows = np.flatnonzero((np.arange(ROWS) % 7 == 0) & ~lacks)
+        done = picked(field, listed(rows), query, calibration(40), 40)
+        found.append(bool(done.again or done.exact) or field.clusters.chosen[-1] == 60)
+    assert np.mean(found) >= 0.9
 
 
 @pytest.mark.parametrize(("gather_us", "exact"), [(0.001, True), (1_000.0, False)])
