@@ -222,3 +222,15 @@ def test_rows_are_picked_for_one_query_behind_a_narrow_filter(
     assert (made.picked, made.kind) == (plan == "picked", "exact" if plan == "exact" else "ivf")
     unknown = replace(calibration(40), prices=Prices(1.0, 1.0, 1.0, 1.0, 1.0))
     assert not plan_part(field, unknown, passing, k=K, target=0.95, queries=queries).picked
+
+
+def test_a_broader_filter_has_as_much_in_hand_as_a_narrow_one(field: FieldPart) -> None:
+    """What is picked does not tell how deep it had to look."""
+    known = calibration(40)
+    reaches = tuple(Reach(effort, 50.0, (recall,) * len(DEPTHS)) for effort, recall in ((40, 0.958), (80, 0.99)))
+    known = replace(known, sweeps=reaches)
+    for share in (0.05, 0.1):
+        passing = Known(Bitmap.from_mask(np.random.default_rng(4).random(ROWS) < share))
+        made = plan_part(field, known, passing, k=K, target=0.95, queries=1)
+        assert made.picked
+        assert made.recall == pytest.approx(0.95 + 0.1 * 0.05 + 0.15 * 0.05, abs=0.001)
