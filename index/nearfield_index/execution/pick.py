@@ -19,10 +19,12 @@ from nearfield_index.backends.exact import pad
 from nearfield_index.backends.ivf import fewer
 from nearfield_index.execution.asked import Asked, Walked, exactly
 from nearfield_index.execution.clusters import look_elsewhere
-from nearfield_index.execution.cost import rounded_down
+from nearfield_index.execution.cost import Calibration, depth_of, rounded_down
 from nearfield_index.execution.plan import FEW_LISTS, RELATED, TOGETHER
 
 _ONE = np.zeros(1, dtype=np.int64)
+_SURELY = 2.5  # deviations, of several looks at the lists around a query
+_BEYOND = 4 / 3  # times as many lists again where next to nothing passes close to a query
 _BARE = 0.25  # where less of what passes elsewhere passes near a query, its answers may lie in any list
 _ALL_BUT = 0.8  # of the lists: then all rows that pass may as well be scored
 
@@ -43,20 +45,16 @@ def pick(asked: Asked, *, effort: int, recall: float) -> Walked:
     chosen = _nearest(coded, query, effort)
     passed, sizes = counts[chosen], lists.sizes[chosen]
     share = len(rows) / len(here)
-    # List by list, for what lacks close to the query is made up for farther out, where it does not show any more.
-    upto, expected = passed.cumsum(), share * sizes.cumsum()
-    thin = fewer(upto, expected)
-    if thin.any() or together(lists, counts) >= TOGETHER:
-        around = float(upto[-1] / max(1, sizes.sum()))
-        bare = around < _BARE * share or (upto < _BARE * expected)[thin].any()
+    thin, lacking = _lacking(passed, sizes, share)
+    if thin or together(lists, counts) >= TOGETHER:
+        around = float(passed.sum() / max(1, sizes.sum()))
         deeper = None
-        if not (few_lists or bare):
-            density = rounded_down(min(share, around))
-            deeper = calibration.setting(selectivity=density, k=k, target=target)
+        if not few_lists and around >= _BARE * share:
+            deeper = _deeper(calibration, rounded_down(min(share, around)), lacking, k, target)
         if deeper is None:
             _elsewhere(asked, done, len(rows), effort)
             return done
-        effort = int(RELATED * max(effort, deeper.effort))
+        effort = int(RELATED * max(effort, deeper))
         if effort >= _ALL_BUT * len(lists.sizes):
             exactly(asked, _ONE, done)
             return done
@@ -76,6 +74,28 @@ def _nearest(coded: CodedIvf, query: Floats, effort: int) -> Rows:
     chosen = coded.nearest(query, effort)[0]
     found: Rows = chosen[chosen >= 0]
     return found
+
+
+def _lacking(passed: Rows, sizes: Rows, share: float) -> tuple[bool, int]:
+    """Whether fewer rows pass in the lists nearest to a query than chance explains, and in how many rows around it next
+    to none does. Looked for from the first list on, in ever more of them: what lacks close to the query is made up for
+    farther out, where it does not show any more."""
+    upto, rows = passed.cumsum(), sizes.cumsum()
+    at = [*(2**power - 1 for power in range(1, len(passed).bit_length())), len(passed) - 1]
+    some, expected = upto[at], share * rows[at]
+    surely = some < 0.95 * expected - _SURELY * np.sqrt(expected)
+    bare = surely & (some < _BARE * expected)
+    thin = surely.any() or fewer(passed[0], share * sizes[0]) or fewer(some[-1], expected[-1])
+    return bool(thin), int(rows[at][bare].max(initial=0))
+
+
+def _deeper(calibration: Calibration, density: float, lacking: int, k: int, target: float) -> int | None:
+    """In how many lists the answers lie where so much passes, but for so many rows around a query; None: in any."""
+    setting = calibration.setting(selectivity=density, k=k, target=target)
+    if setting is None or not lacking:
+        return None if setting is None else setting.effort
+    beyond = calibration.sweep_at(depth_of(k, density) + lacking, target)
+    return None if beyond is None else int(_BEYOND * max(setting.effort, beyond.effort))
 
 
 def _elsewhere(asked: Asked, done: Walked, rows: int, effort: int) -> None:

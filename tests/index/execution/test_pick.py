@@ -164,7 +164,7 @@ def test_what_lacks_next_to_a_query_shows_though_enough_passes_farther_out(field
         lacks = np.isin(of, near[1:6])
         rows = np.flatnonzero((np.arange(ROWS) % 7 == 0) & ~lacks)
         done = picked(field, listed(rows), query, calibration(40), 40)
-        found.append(bool(done.again or done.exact) or field.clusters.chosen[-1] == 60)
+        found.append(bool(done.again or done.exact) or field.clusters.chosen[-1] >= 60)
     assert np.mean(found) >= 0.9
 
 
