@@ -25,7 +25,7 @@ _ABOUT = 1.02
 # Shares of the allowed loss that are kept in hand: no two sets of queries are alike; nor two filters, of which lists
 # must know, least of all where rows keep together.
 _OTHERS = 0.1
-SPARE = {"random": 0.15, "run": 0.7}
+_SPARE = {"random": 0.15, "run": 0.7}
 
 # Recall that is as good as a little more.
 _AS_GOOD = 0.001
@@ -42,7 +42,7 @@ WALKED = 0.2
 """So much passes that a filter which chooses last shows whether its rows keep together."""
 
 # So little passes that it may be heeded, and what a query misses then shows only by what passes near it.
-NARROW = 0.07
+_NARROW = 0.07
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,8 @@ class Calibration:
 
     def _cheapest(self, shape: str, selectivity: float, k: int, target: float) -> Setting | None:
         aim, spare = self._aim(target), 0.0
-        if selectivity < (NARROW if self.sweeps and shape == "random" else 1.0):
-            spare = SPARE[shape] * (1 - target)
+        if selectivity < (_NARROW if self.sweeps and shape == "random" else 1.0):
+            spare = _SPARE[shape] * (1 - target)
         aim += spare
         if self.sweeps and (shape == "random" or selectivity >= 1.0):
             return self._swept(selectivity, k, aim)
@@ -270,8 +270,17 @@ class Calibration:
         if lone:
             heeded_us = max(0.0, heeded_us - self.prices.lone_sweep_us)
         chosen_us = (answers_of(k, selectivity) - answers_of(k, 1.0)) * self.prices.answer_us
-        heeded = selectivity < NARROW and heeded_us < chosen_us
+        heeded = selectivity < _NARROW and heeded_us < chosen_us
         return heeded, heeded_us if heeded else chosen_us
+
+    def picking(self, selectivity: float, k: int, target: float) -> Setting | None:
+        """The cheapest setting of lists out of which rows that pass are picked.
+
+        What is picked does not show how deep it had to look, so even a broader filter gets what narrow ones have in
+        hand.
+        """
+        aim = target if selectivity < _NARROW else target + _SPARE["random"] * (1 - target)
+        return self.setting(selectivity=selectivity, k=k, target=aim)
 
     def pick_us(self, rows: float, share: float) -> float:
         """What it costs to pick, for one query, those of ``rows`` that lie in such a share of the lists."""

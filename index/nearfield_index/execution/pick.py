@@ -9,13 +9,10 @@ one, it looks into more of them, as deep as what passes there asks for.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Lists, Rows
 from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.backends.exact import pad
 from nearfield_index.backends.ivf import fewer
 from nearfield_index.execution.asked import Asked, Walked, exactly
 from nearfield_index.execution.clusters import look_elsewhere
@@ -61,10 +58,9 @@ def pick(asked: Asked, *, effort: int, recall: float) -> Walked:
         chosen = _nearest(coded, query, effort)
     near = np.zeros(len(lists.sizes), dtype=np.bool_)
     near[chosen] = True
-    kept = rows[near[of]].astype(np.int64)
-    inner = coded.products(query, kept[None])
-    found, at = pad(*_best(inner[0], kept, k), k)
-    done.rows, done.scored = at, here.found_scores(query, at, found)
+    kept = np.sort(rows[near[of]]).astype(np.int64)  # of equal ones the first counts, in whatever order they came
+    found, done.rows = coded.ranked(query, kept[None], k)
+    done.scored = here.found_scores(query, done.rows, found)
     if len(kept) < min(k, len(rows)):
         exactly(asked, _ONE, done)
     return done
@@ -118,12 +114,3 @@ def together(lists: Lists, counts: Rows) -> float:
     random = share * share * squares + share * (1 - share) * total
     whole = share * squares
     return float((found @ found - random) / max(1e-9, whole - random))
-
-
-def _best(inner: Any, rows: Rows, k: int) -> tuple[Any, Rows]:
-    """The best k, best first, ``(1, k or fewer)``; equal ones by row, in whatever order they came."""
-    if len(rows) > k:
-        enough = (inner >= np.partition(inner, len(inner) - k)[len(inner) - k]).nonzero()[0]
-        inner, rows = inner[enough], rows[enough]
-    order = np.lexsort((rows, -inner))[:k]
-    return inner[None, order], rows[None, order]

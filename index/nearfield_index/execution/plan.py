@@ -10,7 +10,7 @@ import numpy as np
 
 from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.ivf import Ivf
-from nearfield_index.execution.cost import NARROW, SPARE, WALKED, Calibration, Setting, depth_of, rounded_down
+from nearfield_index.execution.cost import WALKED, Calibration, Setting, depth_of, rounded_down
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart, Rows
@@ -305,9 +305,7 @@ def _picked(
     related: bool,
 ) -> _Way | None:
     """Through the clusters, rows that pass being picked; ``related``: behind a filter that goes with the vectors."""
-    # What is picked does not show how deep it had to look, so even a broader filter gets what narrow ones have in hand.
-    aim = target if selectivity < NARROW else target + SPARE["random"] * (1 - target)
-    setting = calibration.setting(selectivity=selectivity, k=k, target=aim)
+    setting = calibration.picking(selectivity, k, target)
     share = 0.0 if setting is None else setting.effort / len(clusters.lists.centroids)
     if setting is None or (related and share < FEW_LISTS):
         return None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nearfield_index.bitmap import SPARSE_SHARE, Bitmap
 from nearfield_index.filters.estimate import Estimate, both, either, exactly, rest
-from nearfield_index.storage.postings import Codes, Positions, Postings
+from nearfield_index.storage.postings import Codes, Positions, Postings, RowIds
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -120,6 +120,30 @@ class _Posted(Compiled):
         """Too few rows to make a column of value numbers for."""
         return self.estimate.high * SPARSE_SHARE <= self.n
 
+    @property
+    def _distinct(self) -> bool:
+        """Whether no row holds several of the values."""
+        return self._values() <= 1 or self._postings.single(self.n)
+
+    def _bitmap(self) -> Bitmap:
+        rows = self._held()
+        if self._values() <= 1:
+            return Bitmap.from_rows(self.n, rows)
+        if len(rows) * _LOOKED_UP > self.n and (codes := self._postings.codes(self.n)) is not None:
+            return Bitmap.from_mask(self._passes(codes))
+        return Bitmap.from_unordered(self.n, rows, distinct=self._distinct)
+
+    def _listed(self) -> npt.NDArray[np.signedinteger[Any]]:
+        return self._held() if self._distinct else self.bitmap.rows()
+
+    @abstractmethod
+    def _values(self) -> int:
+        """How many values there are."""
+
+    @abstractmethod
+    def _held(self) -> RowIds:
+        """The rows of the values, value after value; one that holds several comes again."""
+
     @abstractmethod
     def _passes(self, codes: Codes) -> Mask:
         """Whether rows with these value numbers (-1: no value) pass."""
@@ -143,40 +167,30 @@ class Span(_Posted):
     def _estimate(self) -> Estimate:
         starts = self._postings.starts
         first, last = int(starts[self._first]), int(starts[self._last])
-        if self._last - self._first <= 1 or self._postings.single(self.n):
+        if self._distinct:
             return exactly(last - first)
         # A row with several values is counted for each of them.
         longest = int(np.diff(starts[self._first : self._last + 1]).max())
         return Estimate(longest, min(self.n, (last - first + longest) / 2), min(self.n, last - first))
 
-    def _bitmap(self) -> Bitmap:
-        rows = self._postings.span(self._first, self._last)
-        if self._last - self._first <= 1:
-            return Bitmap.from_rows(self.n, rows)
-        if len(rows) * _LOOKED_UP > self.n and (codes := self._postings.codes(self.n)) is not None:
-            return Bitmap.from_mask(self._passes(codes))
-        return Bitmap.from_unordered(self.n, rows, distinct=self._postings.single(self.n))
+    def _values(self) -> int:
+        return self._last - self._first
 
-    def _listed(self) -> npt.NDArray[np.signedinteger[Any]]:
-        if not self._postings.single(self.n):
-            return self.bitmap.rows()
+    def _held(self) -> RowIds:
         return self._postings.span(self._first, self._last)
 
     def _passes(self, codes: Codes) -> Mask:
         return _within(codes, codes.dtype.type(self._first), self._last - self._first)
 
-    @staticmethod
-    def those_pass(runs: Sequence[Span], sizes: Sequence[int], rows: Rows) -> Mask | None:
-        """As the function of that name; None where they are of several parts, or look up the rows of narrow ones."""
-        n, postings = runs[0].n, runs[0]._postings
-        if any(each._postings is not postings for each in runs) or all(each._sparse for each in runs):
+    def shared(self, others: Sequence[Span]) -> Codes | None:
+        """The value numbers by row, where all are runs of them and not all are sparse; else None."""
+        if any(each._postings is not self._postings for each in others) or all(each._sparse for each in others):
             return None
-        codes = postings.codes(n)
-        if codes is None:
-            return None
-        firsts = np.repeat(np.array([each._first for each in runs], codes.dtype), sizes)
-        lengths = np.repeat(np.array([each._last - each._first for each in runs], f"u{codes.itemsize}"), sizes)
-        return _within(codes[rows], firsts[:, None], lengths[:, None])
+        return self._postings.codes(self.n)
+
+    def run(self) -> tuple[int, int]:
+        """The number of the first value, and how many there are."""
+        return self._first, self._values()
 
 
 def _within(codes: Codes, first: npt.ArrayLike, length: npt.ArrayLike) -> Mask:
@@ -189,8 +203,10 @@ def those_pass(filters: Sequence[Compiled], sizes: Sequence[int], rows: Rows) ->
     """Whether ``rows`` ``(n, width)`` pass, same shape: the first ``sizes[0]`` lines by the first filter, the next by
     the second, and so on. At once where all filters are runs of values of one part of an attribute."""
     runs = [each for each in filters if isinstance(each, Span)]
-    if len(runs) == len(filters) and (at_once := Span.those_pass(runs, sizes, rows)) is not None:
-        return at_once
+    codes = runs[0].shared(runs) if len(runs) == len(filters) else None
+    if codes is not None:
+        first, length = np.repeat(np.array([each.run() for each in runs]), sizes, axis=0).T[..., None]
+        return _within(codes[rows], first.astype(codes.dtype), length.astype(f"u{codes.itemsize}"))
     ends = np.cumsum(sizes).tolist()
     several = zip(filters, sizes, ends, strict=True)
     return np.concatenate([each.test(rows[end - size : end]) for each, size, end in several])
@@ -207,21 +223,14 @@ class Places(_Posted):
         starts = self._postings.starts
         sizes = starts[self._positions + 1] - starts[self._positions]
         total, longest = int(sizes.sum()), int(sizes.max(initial=0))
-        if len(sizes) <= 1 or self._postings.single(self.n):
+        if self._distinct:
             return exactly(total)
         return Estimate(longest, min(self.n, (total + longest) / 2), min(self.n, total))
 
-    def _bitmap(self) -> Bitmap:
-        rows = self._postings.take(self._positions)
-        if len(rows) * _LOOKED_UP > self.n and (codes := self._postings.codes(self.n)) is not None:
-            return Bitmap.from_mask(self._passes(codes))
-        if len(self._positions) == 1:
-            return Bitmap.from_rows(self.n, rows)
-        return Bitmap.from_unordered(self.n, rows, distinct=self._postings.single(self.n))
+    def _values(self) -> int:
+        return len(self._positions)
 
-    def _listed(self) -> npt.NDArray[np.signedinteger[Any]]:
-        if not self._postings.single(self.n):
-            return self.bitmap.rows()
+    def _held(self) -> RowIds:
         return self._postings.take(self._positions)
 
     def _passes(self, codes: Codes) -> Mask:

@@ -102,12 +102,13 @@ def _picking(
     n, count = len(field), len(lists.lists.centroids)
     effort = max(effort, _PICKED_ROWS * count // max(1, int(_PICKED[0] * n)))  # else many would be answered exactly
     effort = max(1, min(effort, count // 2))
+    order = random.permutation(n).astype(np.int32)  # in none, as posting lists have rows
     taken = []
     for share, times in ((_PICKED[0], 1), (_PICKED[1], 1), (_PICKED[1], 2)):
         size, us = max(1, int(share * n)), []
-        for query in queries:
-            rows = random.permutation(n)[:size].astype(np.int32)  # in no order, as posting lists have them
-            passing = Span(n, Postings(np.arange(size + 1), rows), 0, size)
+        for number, query in enumerate(queries):
+            start = number % (n // size) * size  # the rows of the last query are still at hand
+            passing = Span(n, Postings(np.arange(size + 1), order[start : start + size]), 0, size)
             passing.listed()
             asked = Asked(field, _UNKNOWN, passing, query[None], DEPTHS[0], 0.0)
             us.append(one_thread_us(partial(_pick, asked, times * effort), asked.queries))
