@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from nearfield_index.engine import Engine
-from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting
 from nearfield_index.quality import calibration
 
 JOB_SECONDS = 90

@@ -56,6 +56,10 @@ class Walked:
     again: list[Rows] = field(default_factory=list)
     exact: list[Rows] = field(default_factory=list)
 
+    def of(self, which: Rows) -> Walked:
+        """Only these answers."""
+        return Walked(self.rows[which], self.scored[which], self.recall[which], self.counts[which])
+
     def better(self, which: Rows, other: Walked) -> None:
         """Take the answers to ``which`` of the queries from another look at them."""
         self.rows[which], self.scored[which], self.recall[which] = other.rows, other.scored, other.recall

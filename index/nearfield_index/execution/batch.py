@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import ceil, log
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from nearfield_index.backends.coded import VALUES, CodedIvf, blocks
 from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.errors import DeadlineExceeded
 from nearfield_index.execution.asked import Asked
+from nearfield_index.execution.beside import wider
 from nearfield_index.execution.clusters import sweep, through_clusters
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
@@ -31,7 +31,6 @@ from nearfield_index.filters.expr import Expr
 from nearfield_index.segments.part import BiasUse, FieldPart, FindKeys, LivePart
 
 _GRID = 4  # efforts are rounded up to multiples, so that more groups share a walk
-_WIDER = 1.5  # so are the numbers of rows to be found, to powers of this
 _LOOK = 512  # queries that are answered between two looks at the deadline, where there is one
 
 
@@ -323,7 +322,7 @@ def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
     lists = here.clusters
     if isinstance(lists, CodedIvf) and plan.kind == lists.kind and not (plan.heeded or plan.picked):
         width = lists.candidates_of(k, plan.selectivity)
-        return _Way(True, effort, min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER)))))
+        return _Way(True, effort, wider(here, width))
     return None
 
 

@@ -18,7 +18,8 @@ from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.backends.exact import first, pad
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
-from nearfield_index.execution.cost import Calibration, rounded_down
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.curves import rounded_down
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import ceil, floor, inf, log10, sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nearfield_index.backends.coded import answers_of
+from nearfield_index.execution.curves import (
+    DEPTHS,
+    Curve,
+    Pair,
+    Reach,
+    Setting,
+    around,
+    at_depth,
+    depth_of,
+    rounded_up,
+)
 
 if TYPE_CHECKING:
     from nearfield_index.execution.device import DeviceFace
@@ -27,14 +38,14 @@ _ABOUT = 1.02
 _OTHERS = 0.1
 _SPARE = {"random": 0.15, "run": 0.7}
 
+# Two ways to search miss the same rows so many times as often as by chance.
+_ALIKE = 3
+
 # Recall that is as good as a little more.
 _AS_GOOD = 0.001
 
 GATHERED_QUERIES = 4
 """From so many queries on, an exact answer copies its rows once and is a matrix product."""
-
-DEPTHS = (10, 14, 20, 28, 40, 56, 80, 112, 160, 224, 320, 448, 640, 896, 1_024, 1_448, 2_048)
-"""How far down the true ranking the recall of a search is measured."""
 
 _FIFTH = 0.2
 
@@ -43,43 +54,6 @@ WALKED = 0.2
 
 # So little passes that it may be heeded, and what a query misses then shows only by what passes near it.
 _NARROW = 0.07
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One effort of a backend with the recall (a cautious estimate) and microseconds a query it comes to."""
-
-    effort: int
-    recall: float
-    us: float
-
-
-@dataclass(frozen=True)
-class Reach:
-    """A graph search at one effort: microseconds a query, and by ``DEPTHS`` the recall at that depth.
-
-    A graph is walked the same way whatever the filter, which only chooses among what was found. So one measurement
-    without a filter serves all of them: ``k`` hits under a filter that passes one row in five are the nearest
-    ``5 k``, less those that do not pass.
-    """
-
-    effort: int
-    us: float
-    recall: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Settings, cheap to expensive, measured at ``k`` for filters that pass ``selectivity`` of the rows.
-
-    For backends that look at passing rows only. ``shape`` says which rows: ``all``, a ``random`` set, or a ``run``
-    of neighbouring clusters (a filter that goes with the vectors).
-    """
-
-    selectivity: float
-    k: int
-    shape: str
-    settings: tuple[Setting, ...]
 
 
 @dataclass(frozen=True)
@@ -146,6 +120,7 @@ class Calibration:
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
     """Where in the ranking by codes the truly nearest down to each of ``DEPTHS`` come, on the average."""
+    pairs: tuple[Pair, ...] = ()
     device: DeviceFace | None = field(default=None, compare=False, repr=False)
     """The same rows on a GPU, while they lie there; never kept on disk."""
     _known: _Memo = field(default_factory=_Memo, compare=False, repr=False)
@@ -174,10 +149,10 @@ class Calibration:
 
         ``least`` is an effort that must not be gone below.
         """
-        depth = _rounded_up(max(depth, DEPTHS[0])) if depth <= DEPTHS[-1] else depth
+        depth = rounded_up(max(depth, DEPTHS[0])) if depth <= DEPTHS[-1] else depth
 
         def find() -> Setting | None:
-            found = _at_depth(self.reaches, depth, self._aim(target))
+            found = at_depth(self.reaches, depth, self._aim(target))
             return found if found is None or found.effort >= least else self._at_effort(least, found)
 
         setting: Setting | None = self._known.get(("depth", depth, target, least), find)
@@ -202,7 +177,7 @@ class Calibration:
         return sure
 
     def _found(self, effort: int) -> Doubles:
-        below, above, weight = _around(self.reaches, effort)
+        below, above, weight = around(self.reaches, effort)
         if below is None or above is None:
             return np.zeros(effort)
         depths = np.arange(1, effort + 1)
@@ -253,7 +228,7 @@ class Calibration:
 
     def _swept(self, selectivity: float, k: int, target: float) -> Setting | None:
         """By coded lists, which scan all rows of a list whatever the filter, for what that costs see :meth:`sieve`."""
-        found = _at_depth(self.sweeps, depth_of(k, selectivity), target, wide=True)
+        found = at_depth(self.sweeps, depth_of(k, selectivity), target, wide=True)
         if found is None:
             return None
         more = answers_of(k, 1.0) - answers_of(DEPTHS[0], 1.0)
@@ -302,9 +277,9 @@ class Calibration:
         when none was seen to."""
         if not self.sweeps:
             return None
-        depth = min(_rounded_up(max(depth, DEPTHS[0])), DEPTHS[len(self.sweeps[0].recall) - 1])
+        depth = min(rounded_up(max(depth, DEPTHS[0])), DEPTHS[len(self.sweeps[0].recall) - 1])
         setting: Setting | None = self._known.get(
-            ("sweep", depth, target), lambda: _at_depth(self.sweeps, depth, self._aim(target), wide=True)
+            ("sweep", depth, target), lambda: at_depth(self.sweeps, depth, self._aim(target), wide=True)
         )
         return setting
 
@@ -327,11 +302,59 @@ class Calibration:
 
     def _swept_recall(self, effort: int) -> tuple[Doubles, Doubles]:
         """By depth, between what was measured with the next lower and the next higher effort."""
-        below, above, weight = _around(self.sweeps, effort)
+        below, above, weight = around(self.sweeps, effort)
         if below is None or above is None:
             return np.zeros(1), np.zeros(1)
         low, high = np.array(below.recall), np.array(above.recall)
         return np.array(DEPTHS[: len(low)], dtype=np.float64), low + weight * (high - low)
+
+    def beside(self, effort: int, depth: float, target: float) -> tuple[Setting, float] | None:
+        """The cheapest setting of coded lists that, beside what a walk of this effort has found, reaches the target at
+        this depth, or at the deepest measured; and that depth. None when none was seen to."""
+        pairs = self._pairs(effort)
+        if not pairs:
+            return None
+        depth = min(rounded_up(max(depth, DEPTHS[0])), DEPTHS[len(pairs[0].recall) - 1])
+
+        def find() -> Setting | None:
+            aim = self._aim(target)
+            for pair in pairs:
+                recall = float(np.interp(depth, DEPTHS[: len(pair.recall)], pair.recall))
+                if recall >= aim:
+                    us = float(np.interp(pair.lists, [s.effort for s in self.sweeps], [s.us for s in self.sweeps]))
+                    return Setting(pair.lists, recall, us + (depth - DEPTHS[0]) * self.prices.answer_us)
+            return None
+
+        found: Setting | None = self._known.get(("beside", effort, depth, target), find)
+        return None if found is None else (found, depth)
+
+    def witness(self, selectivity: float, k: int, target: float) -> Setting | None:
+        """The cheapest setting of lists that finds enough behind a filter whose rows keep together to reach the target
+        beside something else that finds as much; None when none was measured."""
+
+        def find() -> Setting | None:
+            wanted = 1 - sqrt((1 - target) / _ALIKE)
+            curves = [c for c in self.curves if c.shape == "run" and c.selectivity <= _ABOUT * selectivity and c.k >= k]
+            curve = max(curves, key=lambda c: (c.selectivity, -c.k), default=None)
+            return None if curve is None else next((s for s in curve.settings if s.recall >= wanted), None)
+
+        found: Setting | None = self._known.get(("witness", selectivity, k, target), find)
+        return found
+
+    def paired(self, effort: int, lists: int, depths: Doubles) -> Doubles:
+        """The recall of a walk and so many lists between them at these depths: float64, same shape."""
+        pair = next(each for each in self._pairs(effort) if each.lists == lists)
+        return np.asarray(np.interp(depths, DEPTHS[: len(pair.recall)], pair.recall))
+
+    def _pairs(self, effort: int) -> list[Pair]:
+        """What was measured beside the next lower effort, by ascending numbers of lists."""
+
+        def find() -> list[Pair]:
+            below = max((pair.effort for pair in self.pairs if pair.effort <= effort), default=0)
+            return [pair for pair in self.pairs if pair.effort == below]
+
+        found: list[Pair] = self._known.get(("pairs", effort), find)
+        return found
 
     def _aim(self, target: float) -> float:
         """Other queries than those measured lose a little more. Rows are easier than queries: calibrated on them, half
@@ -347,6 +370,7 @@ class Calibration:
             "curves": [asdict(curve) for curve in self.curves],
             "sweeps": [asdict(sweep) for sweep in self.sweeps],
             "places": self.places,
+            "pairs": [asdict(pair) for pair in self.pairs],
         }
 
     @classmethod
@@ -368,62 +392,12 @@ class Calibration:
             curves,
             sweeps,
             tuple(raw.get("places", ())),
+            tuple(Pair(j["effort"], j["lists"], tuple(j["recall"])) for j in raw.get("pairs", ())),
         )
 
 
 Calibrations = Mapping[tuple[str, str], Calibration]
 """By (segment, field)."""
-
-
-def depth_of(k: int, selectivity: float) -> float:
-    """How far down the ranking of all rows the k-th that passes lies, with half a deviation to spare."""
-    if selectivity <= 0.0:
-        return np.inf
-    return k / selectivity + 0.5 * sqrt(k * (1 - min(1.0, selectivity))) / selectivity
-
-
-def _at_depth(reaches: Sequence[Reach], depth: float, target: float, *, wide: bool = False) -> Setting | None:
-    """The cheapest effort that reaches the target at this depth; ``wide``: one that finds deeper than its number."""
-    before: Setting | None = None
-    for reach in reaches:
-        measured = DEPTHS[: len(reach.recall)]
-        if not measured or depth > (measured[-1] if wide else reach.effort):
-            continue
-        here = Setting(reach.effort, float(np.interp(depth, measured, reach.recall)), reach.us)
-        if here.recall >= target:
-            return here if before is None else _between(before, here, target)
-        before = here
-    return None
-
-
-def _around(reaches: Sequence[Reach], effort: int) -> tuple[Reach | None, Reach | None, float]:
-    """What was measured with the next lower and the next higher effort, and how far from the one to the other it is."""
-    below = max((r for r in reaches if r.effort <= effort), key=lambda r: r.effort, default=None)
-    above = min((r for r in reaches if r.effort >= effort), key=lambda r: r.effort, default=below)
-    if below is None or above is None or above.effort == below.effort:
-        return below, above, 0.0
-    return below, above, (effort - below.effort) / (above.effort - below.effort)
-
-
-def _rounded_up(depth: float) -> float:
-    """To two digits, so that what is remembered is not endless."""
-    step = 10.0 ** (floor(log10(depth)) - 1)
-    return ceil(depth / step - 1e-9) * step
-
-
-def rounded_down(share: float) -> float:
-    """To two digits: filters that are about as selective get one plan."""
-    if not 0.0 < share < 1.0:
-        return share
-    step = 10.0 ** (floor(log10(share)) - 1)
-    return floor(share / step + 1e-9) * step
-
-
-def _between(below: Setting, above: Setting, target: float) -> Setting:
-    """The effort between two measured ones where the target is just reached, both being next to each other."""
-    share = (target - below.recall) / max(1e-9, above.recall - below.recall)
-    effort = int(np.ceil(below.effort + share * (above.effort - below.effort)))
-    return Setting(effort, target, below.us + share * (above.us - below.us))
 
 
 def summary(calibration: Calibration, targets: Sequence[float] = (0.9, 0.95, 0.99)) -> dict[str, object]:

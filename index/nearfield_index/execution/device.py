@@ -17,7 +17,8 @@ from nearfield_index.backends.gpu.device import Device
 from nearfield_index.backends.gpu.flat import GpuFlat, single_error
 from nearfield_index.backends.gpu.gathered import Gathered
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Calibration, Setting
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.curves import Setting
 from nearfield_index.execution.exact import Rank, exact_rows
 from nearfield_index.execution.plan import Plan
 from nearfield_index.execution.topk import put

@@ -10,16 +10,19 @@ found enough that passes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Mask, Rows
-from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.backends.coded import VALUES, CodedIvf
 from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
+from nearfield_index.execution.beside import both_heeding, look_beside, wider
 from nearfield_index.execution.clusters import look_elsewhere, through_clusters
 from nearfield_index.execution.cost import WALKED
+from nearfield_index.execution.curves import rounded_down
 from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
@@ -30,11 +33,23 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 _LEAST_STEP, _MOST_STEP = 1.5, 4
 _STEPS = 4  # of effort, from one power of two to the next, where queries of several filters walk longer
 # Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
-_FAR, _LEAST_HEEDED = 2.5, 256
-_AROUND, _LITTLE = 16, 0.1
+_FAR, _LEAST_HEEDED = 2.5, 128
+_HEEDED = 2  # times the effort of the first walk
+_UNSURE = 0.75  # recall that two ways agree on: so few rows tell it that it says no more than that something is amiss
+# A look into lists beside a walk may turn out not to be enough.
+_WORTH_A_LOOK = 0.75
 # Queries near which little passes look into so many times as many lists as others do.
 _AFAR = 4
+_AWAY = 2
 _NONE = np.empty(0, dtype=np.int64)
+
+
+class _Heeding(NamedTuple):
+    """With which effort to walk, into how many lists to look, and what both cost a query."""
+
+    effort: int
+    lists: int
+    us: float
 
 
 def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Mask, k: int, places: Doubles) -> Walked:
@@ -60,27 +75,91 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
 
 
 def walk(several: Sequence[Asked], effort: int) -> Walked:
-    """Search with this effort for queries of several filters, then with more where one turns out to need it."""
+    """Search with this effort for queries of several filters, then in another way where one turns out to need it."""
     here, calibration, passing, queries, k, _, _ = several[0]
     assert here.backend is not None
     width = k if passing is None and len(several) == 1 else effort
     found, rows = here.backend.search(queries, width, effort=effort, within=None)
     done = sift(here, queries, found, rows, passed(several, rows), k, calibration.found(effort))
-    longer: dict[int, list[tuple[Asked, Rows]]] = {}
+    rest: list[tuple[Asked, Rows]] = []
+    looks: dict[tuple[int, int], list[tuple[Asked, Rows]]] = {}
     for asked, which in lacking(several, done):
-        left, more = _otherwise(asked, which, done, effort=effort, width=rows.shape[1])
-        if len(left):
-            longer.setdefault(more if len(several) == 1 else _rounded(more), []).append((asked, left))
-    for more, those in longer.items():
-        ends = np.cumsum([len(left) for _, left in those]).tolist()
-        whole = np.concatenate([left for _, left in those])
-        asked_again = queries[whole]
-        again = [
-            asked._replace(queries=asked_again, some=slice(end - len(left), end))
-            for (asked, left), end in zip(those, ends, strict=True)
-        ]
-        done.better(whole, walk(again, more))
+        look = _beside(asked, which, done, effort=effort, width=rows.shape[1])
+        if look is None:
+            rest.append((asked, which))
+        else:
+            looks.setdefault(look, []).append((asked, which))
+    for (lists, wide), those in looks.items():
+        for some in _packed(those, max(1, VALUES // wide)):
+            again, whole = _together(some)
+            better = look_beside(again, done.of(whole), effort=effort, lists=lists, width=wide)
+            _go_on(lacking(again, better), better, effort=effort, width=wide)
+            done.better(whole, better)
+    _go_on(rest, done, effort=effort, width=rows.shape[1])
     return done
+
+
+def _go_on(poor: Sequence[tuple[Asked, Rows]], done: Walked, *, effort: int, width: int) -> None:
+    """Answer those that had to look too deep, by filter, otherwise or by a longer walk. Each was told by ``width`` rows
+    how deep that is."""
+    longer: dict[int, list[tuple[Asked, Rows]]] = {}
+    for asked, which in poor:
+        left, more = _otherwise(asked, which, done, effort=effort, width=width)
+        if len(left):
+            longer.setdefault(more if len(poor) == 1 else _rounded(more), []).append((asked, left))
+    for more, those in longer.items():
+        again, whole = _together(those)
+        done.better(whole, walk(again, more))
+
+
+def _beside(asked: Asked, which: Rows, done: Walked, *, effort: int, width: int) -> tuple[int, int] | None:
+    """In how many lists to look for these queries, and for how many rows; None where something else is cheaper, or
+    they had to look too deep for it."""
+    here, calibration, passing, _, k, target, _ = asked
+    if passing is None or not isinstance(here.clusters, CodedIvf):
+        return None
+    depth = k * (width + 1) / float(done.counts[which].mean() + 0.5)
+    beside = calibration.beside(effort, depth, target)
+    if beside is None:
+        return None
+    look, looked = beside
+    other_us = calibration.exact_us(passing.count, contiguous=False, queries=len(which))
+    longer = calibration.at_depth(min(depth, _MOST_STEP * effort), target, least=int(_LEAST_STEP * effort))
+    heeding = _heeding(asked, passing, effort) if depth > _FAR * effort else None
+    if heeding is not None:
+        other_us = min(other_us, heeding.us)
+    elif longer is not None:
+        other_us = min(other_us, longer.us)
+    if look.us >= _WORTH_A_LOOK * other_us:
+        return None
+    return look.effort, wider(here, here.clusters.width_of(ceil(looked)))
+
+
+def _together(those: Sequence[tuple[Asked, Rows]]) -> tuple[list[Asked], Rows]:
+    """These queries, of several filters, one after the other."""
+    ends = np.cumsum([len(which) for _, which in those]).tolist()
+    whole = np.concatenate([which for _, which in those])
+    queries = those[0][0].queries[whole]
+    several = [
+        asked._replace(queries=queries, some=slice(end - len(which), end))
+        for (asked, which), end in zip(those, ends, strict=True)
+    ]
+    return several, whole
+
+
+def _packed(those: Sequence[tuple[Asked, Rows]], room: int) -> Iterator[list[tuple[Asked, Rows]]]:
+    """These queries, so many at a time."""
+    taken: list[tuple[Asked, Rows]] = []
+    size = 0
+    for asked, which in those:
+        for start in range(0, len(which), room):
+            some = which[start : start + room]
+            if taken and size + len(some) > room:
+                yield taken
+                taken, size = [], 0
+            taken.append((asked, some))
+            size += len(some)
+    yield taken
 
 
 def _rounded(effort: int) -> int:
@@ -127,37 +206,43 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
 
 
 def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort: int, width: int) -> Rows:
-    """Answer those of ``which`` queries that looked far too deep by a walk that heeds a broad filter; give the others,
-    those too that found nothing which passes, or around which next to nothing does: where clusters lie apart, such a
-    walk would end before it came to one that passes."""
-    here, calibration, _, queries, k, target, _ = asked
-    assert here.backend is not None
-    counts = done.counts[which]
-    far = (counts > 0) & (k * (width + 1) / (counts + 0.5) > _FAR * effort)
-    effort = max(_LEAST_HEEDED, k, _MOST_STEP * effort)
-    heeds = here.backend.kind == "hnsw" and passing.count >= WALKED * passing.n
-    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
-    if not heeds or not far.any() or calibration.walk_us(effort) >= scan_us:
+    """Answer those of ``which`` queries that looked far too deep by a walk and by lists that both heed a broad filter;
+    give the others."""
+    _, calibration, _, _, k, target, _ = asked
+    far = k * (width + 1) / (done.counts[which] + 0.5) > _FAR * effort
+    way = _heeding(asked, passing, effort) if far.any() else None
+    if way is None:
         return which
-    far[far] = _enough_around(here, queries[which[far]], passing)
     those = which[far]
-    if not len(those):
-        return which
-    inner, rows = here.backend.search(queries[those], k, effort=effort, within=passing.bitmap)
-    done.rows[those], done.scored[those] = rows, here.found_scores(queries[those], rows, inner)
-    done.recall[those] = target
-    done.again.append(those)
+    better = both_heeding(asked.of(those), effort=way.effort, lists=way.lists)
+    done.better(those, better)
+    unsure = those[better.recall < _UNSURE]
+    if len(unsure):
+        scan_us = calibration.exact_us(passing.count, contiguous=False, queries=len(unsure))
+        shapes = ("random", "run")
+        clusters = calibration.setting(selectivity=passing.count / passing.n, k=k, target=target, shapes=shapes)
+        if clusters is None or _AFAR * clusters.us >= scan_us:
+            exactly(asked, unsure, done)
+        else:
+            look_elsewhere(asked, unsure, done, effort=clusters.effort, depth=0.0)
     complete(asked, those, done)
     left: Rows = which[~far]
     return left
 
 
-def _enough_around(here: FieldPart, queries: Floats, passing: Compiled) -> Mask:
-    """Whether of the sixteenth of the rows that lies nearest to each query a tenth as much passes as of all; without
-    lists that tell, it may."""
-    if not isinstance(here.clusters, CodedIvf):
-        return np.ones(len(queries), dtype=np.bool_)
-    lists, within = here.clusters.lists, passing.bitmap
-    near = here.clusters.nearest(queries, max(1, len(lists.centroids) // _AROUND))
-    passed, sizes = lists.among(near, within)
-    return np.asarray(passed.sum(axis=1) >= _LITTLE * within.share * sizes.sum(axis=1))
+def _heeding(asked: Asked, passing: Compiled, effort: int) -> _Heeding | None:
+    """How a walk and lists are to heed a filter after a walk of such an effort; None where they cannot, little passes
+    or an exact answer is cheaper."""
+    here, calibration, _, _, k, target, _ = asked
+    assert here.backend is not None
+    if here.backend.kind != "hnsw" or not isinstance(here.clusters, CodedIvf) or passing.count < WALKED * passing.n:
+        return None
+    share = rounded_down(passing.count / passing.n)
+    lists = calibration.witness(share, k, target)
+    if lists is None:
+        return None
+    effort = max(_LEAST_HEEDED, k, _HEEDED * effort)
+    # Lists wherever rows pass are more than those an average query looks into.
+    us = calibration.walk_us(effort) + _AWAY * lists.us + calibration.prices.bitmap_of(share)
+    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
+    return _Heeding(effort, lists.effort, us) if us < scan_us else None

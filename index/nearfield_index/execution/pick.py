@@ -16,7 +16,8 @@ from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.ivf import fewer
 from nearfield_index.execution.asked import Asked, Walked, exactly
 from nearfield_index.execution.clusters import look_elsewhere
-from nearfield_index.execution.cost import Calibration, depth_of, rounded_down
+from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.curves import depth_of, rounded_down
 from nearfield_index.execution.plan import FEW_LISTS, RELATED, TOGETHER
 
 _ONE = np.zeros(1, dtype=np.int64)

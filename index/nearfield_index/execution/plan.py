@@ -10,7 +10,8 @@ import numpy as np
 
 from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.ivf import Ivf
-from nearfield_index.execution.cost import WALKED, Calibration, Setting, depth_of, rounded_down
+from nearfield_index.execution.cost import WALKED, Calibration
+from nearfield_index.execution.curves import Setting, depth_of, rounded_down
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.filters.estimate import Estimate, exactly
 from nearfield_index.segments.part import FieldPart, Rows

@@ -21,9 +21,11 @@ from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt
-from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Curve, Pair, Reach, Setting
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.filters.compiled import Known
+from nearfield_index.quality.pairs import pairs
 from nearfield_index.quality.pricing import TIMED_WALKS, exact_prices, lone_us, one_thread_us
 from nearfield_index.quality.probes import (
     GOOD_ENOUGH,
@@ -36,7 +38,7 @@ from nearfield_index.quality.probes import (
     probes_of,
     without_own,
 )
-from nearfield_index.quality.sweeps import sweep
+from nearfield_index.quality.sweeps import deepest, sweep
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.storage.sealed import read_sealed, write_sealed
 
@@ -76,24 +78,41 @@ def calibrate(
         return Calibration(source, samples, prices)
     graph, lists = field.backend, field.clusters
     limit = prices.scan_us * len(field)
+    truths = _truths(judge or field, graph, lists, probes)
     reaches: tuple[Reach, ...] = ()
     if graph.is_graph:
-        judge = judge or field
         asked = probes[0].queries[:TIMED_WALKS]
-        reaches = _reaches(field, graph, probes, limit_us=limit, step=lambda done: step(0.5 * done), judge=judge)
+        reaches = _reaches(graph, probes, truths, len(field), limit_us=limit, step=lambda done: step(0.5 * done))
         prices = replace(prices, lone_walk_us=lone_us(lambda some, effort: _walk(graph, some, effort), asked, reaches))
     curves: tuple[Curve, ...] = ()
     if lists is not None:
         curves = _curves(field, lists, probes, prices, random, lambda done: step(0.5 + 0.5 * done))
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
+    both: tuple[Pair, ...] = ()
     if isinstance(lists, CodedIvf):
-        swept = sweep(field, lists, probes, random, limit_us=limit)
+        swept = sweep(field, lists, probes, truths, random, limit_us=limit)
         sweeps, places = swept.reaches, swept.places
+        both = pairs(graph, lists, probes, truths, reaches=reaches, sweeps=sweeps, n=len(field))
         prices = replace(prices, answer_us=swept.answer_us, lone_sweep_us=swept.lone_us, heeding=swept.heeding)
         pick_us, looked_us, picked_us = swept.picking
         prices = replace(prices, pick_us=pick_us, looked_us=looked_us, picked_us=picked_us)
-    return Calibration(source, samples, prices, reaches=reaches, curves=curves, sweeps=sweeps, places=places)
+    return Calibration(source, samples, prices, reaches, curves, sweeps, places, both)
+
+
+def _truths(judge: FieldPart, graph: Searcher, lists: Ivf | None, probes: list[Probe]) -> list[Rows]:
+    """By probe the nearest rows, as far down as any measurement asks."""
+    deep = [_deepest(graph, len(judge))] if graph.is_graph else []
+    deep += [deepest(len(judge))] if isinstance(lists, CodedIvf) else []
+    if not deep:
+        return []
+    depth = max(measured for measured in DEPTHS if measured <= max(deep))
+    return [without_own(judge.scan(p.queries, depth + 1, None)[1], p.own, depth) for p in probes]
+
+
+def _deepest(graph: Searcher, n: int) -> int:
+    """How far down the ranking of so many rows a graph is measured."""
+    return min(graph.efforts[-1], max(DEPTHS[0], n // 4))
 
 
 def _curves(
@@ -133,18 +152,17 @@ def worst_of(tried: Sequence[tuple[Setting, ...]]) -> tuple[Setting, ...]:
 
 
 def _reaches(
-    field: FieldPart,
     graph: Searcher,
     probes: list[Probe],
+    truths: list[Rows],
+    n: int,
     *,
     limit_us: float,
     step: Callable[[float], None],
-    judge: FieldPart,
 ) -> tuple[Reach, ...]:
     """Every effort of a graph until it costs as much as an exact scan: recall by depth, microseconds a query."""
-    deepest = min(graph.efforts[-1], max(DEPTHS[0], len(field) // 4))
-    depths = [depth for depth in DEPTHS if depth <= deepest]
-    truths = [without_own(judge.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
+    depths = [depth for depth in DEPTHS if depth <= _deepest(graph, n)]
+    truths = [truth[:, : depths[-1]] for truth in truths]
     found: list[Reach] = []
     for number, effort in enumerate(graph.efforts):
         measured = [depth for depth in depths if depth <= effort]

@@ -11,7 +11,8 @@ import numpy as np
 
 from nearfield_index.errors import Corrupt
 from nearfield_index.execution.batch import Search
-from nearfield_index.execution.cost import Calibration, Calibrations, depth_of
+from nearfield_index.execution.cost import Calibration, Calibrations
+from nearfield_index.execution.curves import depth_of
 from nearfield_index.execution.run import run
 from nearfield_index.quality.workload import Entry
 from nearfield_index.schema import Metric

@@ -14,7 +14,8 @@ import numpy as np
 from nearfield_index.backends.base import Floats, Searcher
 from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Calibration, Curve, Prices, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import Curve, Setting
 from nearfield_index.execution.device import DeviceField, DevicePrices, Line
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.quality.probes import ENOUGH_QUERIES, Trial, trials

@@ -10,7 +10,8 @@ import faiss
 import numpy as np
 
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Prices, Reach
+from nearfield_index.execution.cost import Prices
+from nearfield_index.execution.curves import Reach
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.quality.probes import SEED
 from nearfield_index.segments.part import FieldPart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,11 +13,12 @@ from nearfield_index.backends.coded import CodedIvf, blocks
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, passes
 from nearfield_index.execution.clusters import choose
-from nearfield_index.execution.cost import DEPTHS, Calibration, Prices, Reach
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Reach
 from nearfield_index.execution.pick import pick
 from nearfield_index.filters.compiled import Compiled, Known, Span
 from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_by_one_us, one_thread_us, usual_effort
-from nearfield_index.quality.probes import GOOD_ENOUGH, Probe, without_own
+from nearfield_index.quality.probes import GOOD_ENOUGH, Probe
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.storage.postings import Postings
 
@@ -45,13 +47,24 @@ class Swept:
     picking: tuple[float, float, float]
 
 
+def deepest(n: int) -> int:
+    """How far down the ranking of so many rows lists are measured."""
+    return max(DEPTHS[0], min(_DEEP, n // 8), n // _FEW)
+
+
 def sweep(
-    field: FieldPart, lists: CodedIvf, probes: list[Probe], random: np.random.Generator, *, limit_us: float
+    field: FieldPart,
+    lists: CodedIvf,
+    probes: Sequence[Probe],
+    truths: Sequence[Rows],
+    random: np.random.Generator,
+    *,
+    limit_us: float,
 ) -> Swept:
-    """Measure coded lists at every effort until one is good enough or costs as much as an exact scan."""
-    deepest = max(DEPTHS[0], min(_DEEP, len(field) // 8), len(field) // _FEW)
-    depths = [depth for depth in DEPTHS if depth <= deepest]
-    truths = [without_own(field.scan(p.queries, depths[-1] + 1, None)[1], p.own, depths[-1]) for p in probes]
+    """Measure coded lists at every effort until one is good enough or costs as much as an exact scan. ``truths``: by
+    probe the nearest rows, to :func:`deepest` at least."""
+    depths = [depth for depth in DEPTHS if depth <= deepest(len(field))]
+    truths = [truth[:, : depths[-1]] for truth in truths]
     narrow, wide = lists.width_of(DEPTHS[0]), min(len(field), lists.width_of(depths[-1]))
     mask = random.random(len(field)) < narrow / wide
     sieve = Known(Bitmap.from_mask(mask))
@@ -62,15 +75,15 @@ def sweep(
         worst = np.ones(len(depths))
         slowest = 0.0
         for probe, truth in zip(probes, truths, strict=True):
-            places = np.concatenate(
+            at = np.concatenate(
                 [
-                    _places(lists.candidates(probe.queries[some], wide, effort), truth[some], len(field))
+                    places(lists.candidates(probe.queries[some], wide, effort), truth[some], len(field))
                     for some in blocks(len(truth), wide)
                 ]
             )
-            there = np.minimum(places, wide)  # at the earliest, where it is not there
+            there = np.minimum(at, wide)  # at the earliest, where it is not there
             means.append([float(there[:, :depth].mean()) for depth in depths])
-            held = [(places[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
+            held = [(at[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
             worst = np.minimum(worst, [max(0.0, h.mean() - 2 * h.std() / np.sqrt(len(h))) for h in held])
             asked = probe.queries[:TIMED_WALKS]
             us = one_thread_us(partial(_choose, field, lists, None, narrow, effort=effort), asked)
@@ -137,7 +150,7 @@ def _heeded(lists: CodedIvf, queries: Floats, effort: int, within: Bitmap) -> No
     lists.heeding(queries, DEPTHS[0], effort=effort, within=within)
 
 
-def _places(found: Rows, wanted: Rows, n: int) -> Rows:
+def places(found: Rows, wanted: Rows, n: int) -> Rows:
     """The place in each ranking (-1: no row) of the rows that were wanted, same shape; n where it is not there."""
     place = np.full(n + 1, n)
     out = np.empty(wanted.shape, dtype=np.int64)

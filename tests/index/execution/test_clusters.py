@@ -13,7 +13,8 @@ from nearfield_index.backends.space import stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked
 from nearfield_index.execution.clusters import through_clusters
-from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.filters.compiled import Compiled, Known
 from nearfield_index.schema import Metric

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.cost import Calibration, Curve, Prices, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import Curve, Setting
 from nearfield_index.execution.device import DeviceFace, DeviceField, DevicePrices, Line
 from nearfield_index.execution.plan import Plan
 from nearfield_index.filters.compiled import Known

@@ -15,7 +15,8 @@ from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.backends.space import stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked
-from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.graph import walk
 from nearfield_index.filters.compiled import Known
@@ -117,15 +118,16 @@ def test_looking_far_into_lists_costs_more_than_looking_near(field: FieldPart, l
     assert (field.clusters.asked > before) == looked
 
 
-@pytest.mark.parametrize(("nearest", "heeded"), [(4_700, False), (31, True)])
-def test_a_walk_heeds_a_filter_where_enough_around_passes(field: FieldPart, nearest: int, heeded: bool) -> None:
-    """Where next to nothing does, the walk would end before it comes to where much passes."""
+@pytest.mark.parametrize(("nearest", "heeded"), [(4_700, True), (31, True), (5, False)])
+def test_where_the_nearest_do_not_pass_a_walk_and_lists_heed_the_filter(
+    field: FieldPart, nearest: int, heeded: bool
+) -> None:
     assert isinstance(field.backend, Walks)
     query = np.ascontiguousarray(field.matrix[:1])
     order = np.argsort(-(field.matrix @ query[0]))
     passing = Known(Bitmap.from_rows(ROWS, np.sort(order[nearest:])))
     before = field.backend.heeded
-    done = walk([Asked(field, calibration(1_000.0), passing, query, K, 0.95)], EFFORT)
+    done = walk([Asked(field, calibration(100.0), passing, query, K, 0.95)], EFFORT)
     truth, _ = exact_rows(field, query, K, passing.bitmap)
     assert np.isin(truth, done.rows).mean() >= 0.7  # of random rows, codes of 16 columns confuse the far ones
     assert (field.backend.heeded > before) == heeded

@@ -14,7 +14,8 @@ from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.space import original, queried, stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, Walked
-from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.pick import pick, together
 from nearfield_index.execution.plan import plan_part

@@ -12,7 +12,8 @@ from embedded import finished
 from nearfield_index.backends.base import Mask, Rows
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.engine import Engine
-from nearfield_index.execution.cost import Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import Curve, Reach, Setting
 from nearfield_index.execution.plan import plan_part, togetherness
 from nearfield_index.execution.topk import merge
 from nearfield_index.filters.compiled import Known

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nearfield_index.execution.cost import DEPTHS, Calibration, Curve, Prices, Reach, Setting
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting
 from nearfield_index.quality.calibration import load, save, worst_of
 
 

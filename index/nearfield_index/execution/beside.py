@@ -1,0 +1,81 @@
+"""Two ways to search that check each other: through the graph and through coded lists.
+
+They miss different rows: what a graph does not lead to lies in some near list, and what lies in a far list is led to
+by the graph. So what a walk has found and the best of a short scan are between them as good as a walk of several times
+the effort, which is tried only after it. How much each has found of what the other has, tells how much both have
+missed, as with animals that are caught, marked, and caught again (Lincoln and Petersen's estimate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, log
+from typing import Any
+
+import numpy as np
+
+from nearfield_index.backends.base import Mask, Rows
+from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.backends.exact import first
+from nearfield_index.execution.asked import Asked, Walked, passed
+from nearfield_index.execution.clusters import choose
+from nearfield_index.segments.part import FieldPart
+
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+
+_WIDER = 1.5  # widths are rounded up to powers of it, so that more queries share a scan
+
+
+def look_beside(several: Sequence[Asked], walked: Walked, *, effort: int, lists: int, width: int) -> Walked:
+    """What a walk of this effort found for these queries, together with the best of the ``width`` rows that the codes
+    rank first in so many lists; of several filters, which choose last."""
+    here, calibration, _, queries, k, _, _ = several[0]
+    assert isinstance(here.clusters, CodedIvf)
+    rows = here.clusters.candidates(queries, width, lists)
+    chosen = choose(here, calibration, queries, rows, passed(several, rows), k=k, effort=lists)
+    assert chosen.depths is not None
+    both, scored, _, _ = _united(walked.rows, walked.scored, chosen.rows, chosen.scored)
+    sure = np.where(chosen.recall > 0.0, calibration.paired(effort, lists, chosen.depths), 0.0)
+    return Walked(both, scored, sure, np.maximum(chosen.counts, (both >= 0).sum(axis=1)))
+
+
+def both_heeding(asked: Asked, *, effort: int, lists: int) -> Walked:
+    """The best that a walk and a scan find between them that heed the filter, for queries near which little passes; in
+    how far they agree tells with which recall."""
+    here, _, passing, queries, k, _, _ = asked
+    assert here.backend is not None
+    assert isinstance(here.clusters, CodedIvf)
+    assert passing is not None
+    found, walked = here.backend.search(queries, k, effort=effort, within=passing.bitmap)
+    inner, swept = here.clusters.search(queries, k, effort=lists, within=passing.bitmap)
+    both, scored, by_walk, by_lists = _united(
+        walked, here.found_scores(queries, walked, found), swept, here.found_scores(queries, swept, inner)
+    )
+    twice = (by_walk & by_lists).sum(axis=1)
+    missed = (1 - twice / np.maximum(1, by_lists.sum(axis=1))) * (1 - twice / np.maximum(1, by_walk.sum(axis=1)))
+    return Walked(both, scored, 1 - missed, (both >= 0).sum(axis=1))
+
+
+def wider(here: FieldPart, width: int) -> int:
+    """So many rows or more, of which fewer are different: queries that want about as many then share a scan."""
+    return min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER))))
+
+
+def _united(rows: Rows, scored: Doubles, others: Rows, theirs: Doubles) -> tuple[Rows, Doubles, Mask, Mask]:
+    """The best of both, as many as of each ``(n, k)``, best first and padded with -1 and -inf; and which of them are
+    among the first, and among the others."""
+    k = rows.shape[1]
+    every, values = np.concatenate([rows, others], axis=1), np.concatenate([scored, theirs], axis=1)
+    order = np.argsort(every, axis=1, kind="stable")
+    line = np.take_along_axis(every, order, 1)
+    same = line[:, 1:] == line[:, :-1]
+    again, twice = np.zeros(every.shape, dtype=np.bool_), np.zeros(every.shape, dtype=np.bool_)
+    np.put_along_axis(again, order[:, 1:], same, 1)
+    np.put_along_axis(twice, order[:, :-1], same, 1)
+    values[again | (every < 0)] = -np.inf
+    best = first(values, k)
+    values = np.take_along_axis(values, best, 1)
+    there = ~np.isneginf(values)
+    mine = there & (best < k)
+    theirs_too = there & ((best >= k) | np.take_along_axis(twice, best, 1))
+    return np.where(there, np.take_along_axis(every, best, 1), -1), values, mine, theirs_too

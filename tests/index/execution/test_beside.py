@@ -1,0 +1,191 @@
+"""A walk and coded lists that check each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nearfield_index.backends.base import BuildParams, Space
+from nearfield_index.backends.coded import CodedIvf
+from nearfield_index.backends.hnsw import Hnsw
+from nearfield_index.backends.space import queried, stored
+from nearfield_index.bitmap import Bitmap
+from nearfield_index.execution.asked import Asked, Walked
+from nearfield_index.execution.beside import _united, both_heeding, look_beside
+from nearfield_index.execution.cost import Calibration, Prices
+from nearfield_index.execution.curves import DEPTHS, Curve, Pair, Reach, Setting
+from nearfield_index.execution.exact import exact_rows
+from nearfield_index.execution.graph import walk
+from nearfield_index.filters.compiled import Known
+from nearfield_index.quality.calibration import calibrate, load, save
+from nearfield_index.schema import Metric
+from nearfield_index.segments.part import FieldPart
+from nearfield_index.segments.partition import cluster
+from nearfield_index.storage.vectors import MappedVectors
+
+ROWS, DIM, K, EFFORT, LISTS = 5_000, 24, 10, 32, 40
+Array = np.ndarray[Any, np.dtype[Any]]
+UNPRICED = Prices(1.0, 1.0, 10.0, 1.0, 1.0)
+
+
+class Scans(CodedIvf):
+    """Coded lists that count the queries they find candidates for."""
+
+    scanned = 0
+
+    def candidates(self, queries: Array, width: int, effort: int, within: Bitmap | None = None) -> Array:
+        self.scanned += len(queries)
+        return super().candidates(queries, width, effort, within)
+
+
+def built(metric: Metric, path: Path) -> FieldPart:
+    rows = np.random.default_rng(4).normal(size=(ROWS, DIM)).astype(np.float32)
+    matrix = stored(rows, metric)
+    clustering = cluster(matrix, metric, threads=1)
+    vectors = MappedVectors.of(matrix[clustering.order])
+    space = Space(metric, vectors, clustering.lists)
+    params = BuildParams(8, 40)
+    Hnsw.build(path / "graph", space, params, threads=1, step=lambda done: None)
+    params = CodedIvf.build_fitting(path / "codes", space, params, threads=1, step=lambda done: None)
+    graph, lists = Hnsw.open(path / "graph", space, params), Scans.open(path / "codes", space, params)
+    longest = float(np.linalg.norm(vectors.matrix, axis=1).max())
+    return FieldPart(metric, vectors.matrix, None, vectors.flat, graph, lists, longest, lists=clustering.lists)
+
+
+@pytest.fixture(scope="module", params=list(Metric))
+def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FieldPart:
+    return built(request.param, tmp_path_factory.mktemp("field"))
+
+
+def asked(field: FieldPart, shares: list[float], known: Calibration) -> list[Asked]:
+    """Two queries behind each of these filters."""
+    vectors = np.random.default_rng(5).normal(size=(2 * len(shares), DIM)).astype(np.float32)
+    queries = queried(vectors, field.metric)
+    random = np.random.default_rng(6)
+    passing = [Known(Bitmap.from_mask(random.random(ROWS) < share)) for share in shares]
+    return [Asked(field, known, p, queries, K, 0.9, slice(2 * n, 2 * n + 2)) for n, p in enumerate(passing)]
+
+
+def recall(several: list[Asked], found: Array) -> float:
+    hits = []
+    for each in several:
+        assert each.passing is not None
+        truth, _ = exact_rows(each.here, each.queries[each.some], K, each.passing.bitmap)
+        hits += [np.isin(*pair).mean() for pair in zip(truth, found[each.some], strict=True)]
+    return float(np.mean(hits))
+
+
+def known(lists_us: float) -> Calibration:
+    """Walks are dear; lists beside one are said to do at any depth."""
+    reaches = tuple(
+        Reach(effort, 1_000.0 * effort, tuple(1 - 0.3 * d / effort for d in DEPTHS if d <= effort))
+        for effort in (EFFORT, 64, 128, 256, 512)
+    )
+    sweeps = (Reach(LISTS, lists_us, tuple(0.95 for _ in DEPTHS)),)
+    pairs = (Pair(EFFORT, LISTS, tuple(0.96 for _ in DEPTHS)),)
+    return Calibration("queries", 300, Prices(1.0, 1e6, 1e6, 1e6, 1e6), reaches, (), sweeps, DEPTHS, pairs)
+
+
+@pytest.mark.parametrize(("lists_us", "looked"), [(10.0, True), (1e12, False)])
+def test_lists_are_looked_into_before_a_longer_walk_where_they_cost_less(
+    field: FieldPart, lists_us: float, looked: bool
+) -> None:
+    assert isinstance(field.clusters, Scans)
+    several = asked(field, [0.1, 0.2, 0.4, 0.7], known(lists_us))
+    before = field.clusters.scanned
+    done = walk(several, EFFORT)
+    assert (field.clusters.scanned > before) == looked
+    assert recall(several, done.rows) >= (0.85 if looked else 0.7)
+    for each in several:
+        assert each.passing is not None
+        assert each.passing.test(done.rows[each.some]).all()
+    assert all(len(set(line)) == K for line in done.rows.tolist())
+    assert (np.diff(done.scored, axis=1) <= 0).all()
+    scored = field.scores(several[0].queries, done.rows, precise=True)
+    np.testing.assert_allclose(done.scored, scored, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_walk_has_found_is_kept(field: FieldPart) -> None:
+    """With the exact answers for those of the walk, nothing that lists find may push one out."""
+    several = asked(field, [0.3, 0.6], known(10.0))
+    whole = [exact_rows(field, each.queries[each.some], K, each.passing.bitmap) for each in several if each.passing]
+    rows, scored = (np.concatenate(each) for each in zip(*whole, strict=True))
+    walked = Walked(rows, scored, np.ones(len(rows)), np.full(len(rows), K))
+    done = look_beside(several, walked, effort=EFFORT, lists=LISTS, width=50)
+    assert [set(line) for line in done.rows.tolist()] == [set(line) for line in rows.tolist()]
+
+
+def test_the_share_that_each_finds_of_the_other_tells_the_recall(field: FieldPart) -> None:
+    passing = Known(Bitmap.from_mask(np.random.default_rng(7).random(ROWS) < 0.5))
+    queries = queried(np.random.default_rng(8).normal(size=(60, DIM)).astype(np.float32), field.metric)
+    ask = Asked(field, Calibration("rows", 0, UNPRICED), passing, queries, K, 0.95)
+    told, true = [], []
+    for effort, lists in ((12, 2), (24, 6), (400, 70)):
+        done = both_heeding(ask, effort=effort, lists=lists)
+        told.append(float(done.recall.mean()))
+        true.append(recall([ask], done.rows))
+        assert passing.test(done.rows).all()
+    assert told == sorted(told)
+    assert true == sorted(true)
+    assert abs(told[1] - true[1]) < 0.15
+    assert told[-1] > 0.98
+    assert true[-1] > 0.98
+
+
+def test_where_they_disagree_the_answer_is_exact(field: FieldPart) -> None:
+    """Whatever a calibration says of lists that find next to nothing."""
+    assert field.lists is not None
+    near = np.zeros(ROWS, dtype=np.bool_)
+    query = queried(np.random.default_rng(9).normal(size=(1, DIM)).astype(np.float32), field.metric)
+    near[exact_rows(field, query, 2_000, None)[0][0]] = True
+    passing = Known(Bitmap.from_mask(~near))
+    curve = Curve(0.1, 100, "run", (Setting(1, 1.0, 1.0),))
+    calibration = replace(known(1e7), curves=(curve,), prices=Prices(1.0, 1.0, 100.0, 1.0, 1.0))
+    done = walk([Asked(field, calibration, passing, query, K, 0.95)], EFFORT)
+    assert recall([Asked(field, calibration, passing, query, K, 0.95)], done.rows) >= 0.8
+
+
+@given(st.data())
+def test_the_best_of_two_answers(data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, 6))
+    score = data.draw(st.lists(st.floats(-5, 5, width=16), min_size=12, max_size=12, unique=True))
+    lines = data.draw(st.integers(1, 4))
+
+    def answers() -> tuple[Array, Array]:
+        rows = np.full((lines, k), -1, dtype=np.int64)
+        for line in rows:
+            found = data.draw(st.lists(st.integers(0, 11), max_size=k, unique=True))
+            line[: len(found)] = sorted(found, key=lambda row: -score[row])
+        return rows, np.where(rows >= 0, np.array(score)[rows], -np.inf)
+
+    (mine, scored), (others, theirs) = answers(), answers()
+    rows, values, by_mine, by_others = _united(mine, scored, others, theirs)
+    for n in range(lines):
+        union = (set(mine[n].tolist()) | set(others[n].tolist())) - {-1}
+        best = sorted(union, key=lambda row: -score[row])[:k]
+        assert rows[n].tolist() == best + [-1] * (k - len(best))
+        assert values[n].tolist() == [score[row] for row in best] + [-np.inf] * (k - len(best))
+        assert by_mine[n].tolist() == [row in mine[n] for row in best] + [False] * (k - len(best))
+        assert by_others[n].tolist() == [row in others[n] for row in best] + [False] * (k - len(best))
+
+
+def test_what_both_find_is_measured_and_kept(field: FieldPart, tmp_path: Path) -> None:
+    """Between them they find as much as either, and calibrations of before have none of it."""
+    measured = calibrate(field, np.empty((0, DIM), np.float32), threads=1, step=lambda done: None)
+    assert measured.pairs
+    for pair in measured.pairs:
+        walks = next(r.recall for r in measured.reaches if r.effort == pair.effort)
+        scans = next(r.recall for r in measured.sweeps if r.effort == pair.lists)
+        for alone in (walks, scans):
+            assert all(both >= one - 1e-3 for both, one in zip(pair.recall, alone, strict=False))
+    save(tmp_path / "calibration.json", {"v": measured})
+    assert load(tmp_path / "calibration.json") == {"v": measured}
+    older = measured.to_json()
+    del older["pairs"]
+    assert Calibration.from_json(older).beside(64, 20.0, 0.9) is None
