@@ -35,7 +35,7 @@ def look_beside(several: Sequence[Asked], walked: Walked, *, effort: int, lists:
     chosen = choose(here, calibration, queries, rows, passed(several, rows), k=k, effort=lists)
     assert chosen.depths is not None
     both, scored, _, _ = _united(walked.rows, walked.scored, chosen.rows, chosen.scored)
-    sure = np.where(chosen.recall > 0.0, calibration.paired(effort, lists, chosen.depths), 0.0)
+    sure = np.where(chosen.recall > 0.0, calibration.in_tandem(effort, lists, chosen.depths), 0.0)
     return Walked(both, scored, sure, np.maximum(chosen.counts, (both >= 0).sum(axis=1)))
 
 

@@ -14,9 +14,9 @@ from nearfield_index.backends.coded import answers_of
 from nearfield_index.execution.curves import (
     DEPTHS,
     Curve,
-    Pair,
     Reach,
     Setting,
+    Tandem,
     around,
     at_depth,
     depth_of,
@@ -120,7 +120,7 @@ class Calibration:
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
     """Where in the ranking by codes the truly nearest down to each of ``DEPTHS`` come, on the average."""
-    pairs: tuple[Pair, ...] = ()
+    tandems: tuple[Tandem, ...] = ()
     device: DeviceFace | None = field(default=None, compare=False, repr=False)
     """The same rows on a GPU, while they lie there; never kept on disk."""
     _known: _Memo = field(default_factory=_Memo, compare=False, repr=False)
@@ -311,18 +311,18 @@ class Calibration:
     def beside(self, effort: int, depth: float, target: float) -> tuple[Setting, float] | None:
         """The cheapest setting of coded lists that, beside what a walk of this effort has found, reaches the target at
         this depth, or at the deepest measured; and that depth. None when none was seen to."""
-        pairs = self._pairs(effort)
-        if not pairs:
+        tandems = self._tandems(effort)
+        if not tandems:
             return None
-        depth = min(rounded_up(max(depth, DEPTHS[0])), DEPTHS[len(pairs[0].recall) - 1])
+        depth = min(rounded_up(max(depth, DEPTHS[0])), DEPTHS[len(tandems[0].recall) - 1])
 
         def find() -> Setting | None:
             aim = self._aim(target)
-            for pair in pairs:
-                recall = float(np.interp(depth, DEPTHS[: len(pair.recall)], pair.recall))
+            for tandem in tandems:
+                recall = float(np.interp(depth, DEPTHS[: len(tandem.recall)], tandem.recall))
                 if recall >= aim:
-                    us = float(np.interp(pair.lists, [s.effort for s in self.sweeps], [s.us for s in self.sweeps]))
-                    return Setting(pair.lists, recall, us + (depth - DEPTHS[0]) * self.prices.answer_us)
+                    us = float(np.interp(tandem.lists, [s.effort for s in self.sweeps], [s.us for s in self.sweeps]))
+                    return Setting(tandem.lists, recall, us + (depth - DEPTHS[0]) * self.prices.answer_us)
             return None
 
         found: Setting | None = self._known.get(("beside", effort, depth, target), find)
@@ -341,19 +341,19 @@ class Calibration:
         found: Setting | None = self._known.get(("witness", selectivity, k, target), find)
         return found
 
-    def paired(self, effort: int, lists: int, depths: Doubles) -> Doubles:
+    def in_tandem(self, effort: int, lists: int, depths: Doubles) -> Doubles:
         """The recall of a walk and so many lists between them at these depths: float64, same shape."""
-        pair = next(each for each in self._pairs(effort) if each.lists == lists)
-        return np.asarray(np.interp(depths, DEPTHS[: len(pair.recall)], pair.recall))
+        tandem = next(each for each in self._tandems(effort) if each.lists == lists)
+        return np.asarray(np.interp(depths, DEPTHS[: len(tandem.recall)], tandem.recall))
 
-    def _pairs(self, effort: int) -> list[Pair]:
+    def _tandems(self, effort: int) -> list[Tandem]:
         """What was measured beside the next lower effort, by ascending numbers of lists."""
 
-        def find() -> list[Pair]:
-            below = max((pair.effort for pair in self.pairs if pair.effort <= effort), default=0)
-            return [pair for pair in self.pairs if pair.effort == below]
+        def find() -> list[Tandem]:
+            below = max((tandem.effort for tandem in self.tandems if tandem.effort <= effort), default=0)
+            return [tandem for tandem in self.tandems if tandem.effort == below]
 
-        found: list[Pair] = self._known.get(("pairs", effort), find)
+        found: list[Tandem] = self._known.get(("tandems", effort), find)
         return found
 
     def _aim(self, target: float) -> float:
@@ -370,7 +370,7 @@ class Calibration:
             "curves": [asdict(curve) for curve in self.curves],
             "sweeps": [asdict(sweep) for sweep in self.sweeps],
             "places": self.places,
-            "pairs": [asdict(pair) for pair in self.pairs],
+            "tandems": [asdict(tandem) for tandem in self.tandems],
         }
 
     @classmethod
@@ -392,7 +392,7 @@ class Calibration:
             curves,
             sweeps,
             tuple(raw.get("places", ())),
-            tuple(Pair(j["effort"], j["lists"], tuple(j["recall"])) for j in raw.get("pairs", ())),
+            tuple(Tandem(j["effort"], j["lists"], tuple(j["recall"])) for j in raw.get("tandems", ())),
         )
 
 

@@ -36,7 +36,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Tandem:
     """What a walk of such an ``effort`` and the candidates of so many ``lists`` find between them: by ``DEPTHS`` the
     recall at that depth. They miss different rows, so the two together miss far fewer than either with more effort."""
 

@@ -2,10 +2,10 @@
 
 A walk that heeds a filter visits the same nodes, so nothing is lost by asking later, and much is gained: only the rows
 found are tested instead of making a bitmap of all, queries with different filters share one call, and every query
-shows by the places of its hits how deep it had to look, hence what recall to expect. One that had to look too deep
-walks again with more effort, or is answered exactly, whatever the filter has to do with the vectors. Where next to
-nothing of what is near passes, though much does elsewhere, the second walk heeds the filter, and goes on until it has
-found enough that passes.
+shows by the places of its hits how deep it had to look, hence what recall to expect. One that had to look too deep,
+whatever the filter has to do with the vectors, looks into coded lists beside what it found, walks again with more
+effort, or is answered exactly, whichever is cheapest. Where next to nothing of what is near passes, though much does
+elsewhere, a walk and a scan of lists both heed the filter.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Doubles = np.ndarray[Any, np.dtype[np.float64]]
 # A walk is repeated with this much more effort at least and at most; past that an exact scan is nearer.
 _LEAST_STEP, _MOST_STEP = 1.5, 4
 _STEPS = 4  # of effort, from one power of two to the next, where queries of several filters walk longer
-# Past such a depth, in times of the effort, a walk had better heed the filter, and holds so many rows at least.
-_FAR, _LEAST_HEEDED = 2.5, 128
-_HEEDED = 2  # times the effort of the first walk
+# Past such a depth, in times of the effort, a walk had better heed the filter, with so many times the effort, and so
+# much at least.
+_FAR = 2.5
+_HEEDED, _LEAST_HEEDED = 2, 128
 _UNSURE = 0.75  # recall that two ways agree on: so few rows tell it that it says no more than that something is amiss
 # A look into lists beside a walk may turn out not to be enough.
 _WORTH_A_LOOK = 0.75
-# Queries near which little passes look into so many times as many lists as others do.
-_AFAR = 4
-_AWAY = 2
+# Times as many lists as an average query looks into: where little near a query passes, and where some may.
+_AFAR, _AWAY = 4, 2
 _NONE = np.empty(0, dtype=np.int64)
 
 

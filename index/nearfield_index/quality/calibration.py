@@ -22,10 +22,9 @@ from nearfield_index.backends.ivf import Ivf
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import Corrupt
 from nearfield_index.execution.cost import Calibration, Prices
-from nearfield_index.execution.curves import DEPTHS, Curve, Pair, Reach, Setting
+from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting, Tandem
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.filters.compiled import Known
-from nearfield_index.quality.pairs import pairs
 from nearfield_index.quality.pricing import TIMED_WALKS, exact_prices, lone_us, one_thread_us
 from nearfield_index.quality.probes import (
     GOOD_ENOUGH,
@@ -39,6 +38,7 @@ from nearfield_index.quality.probes import (
     without_own,
 )
 from nearfield_index.quality.sweeps import deepest, sweep
+from nearfield_index.quality.tandems import tandems
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.storage.sealed import read_sealed, write_sealed
 
@@ -89,11 +89,11 @@ def calibrate(
         curves = _curves(field, lists, probes, prices, random, lambda done: step(0.5 + 0.5 * done))
     sweeps: tuple[Reach, ...] = ()
     places: tuple[float, ...] = ()
-    both: tuple[Pair, ...] = ()
+    both: tuple[Tandem, ...] = ()
     if isinstance(lists, CodedIvf):
         swept = sweep(field, lists, probes, truths, random, limit_us=limit)
         sweeps, places = swept.reaches, swept.places
-        both = pairs(graph, lists, probes, truths, reaches=reaches, sweeps=sweeps, n=len(field))
+        both = tandems(graph, lists, probes, truths, reaches=reaches, sweeps=sweeps, n=len(field))
         prices = replace(prices, answer_us=swept.answer_us, lone_sweep_us=swept.lone_us, heeding=swept.heeding)
         pick_us, looked_us, picked_us = swept.picking
         prices = replace(prices, pick_us=pick_us, looked_us=looked_us, picked_us=picked_us)

@@ -19,7 +19,7 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, Walked
 from nearfield_index.execution.beside import _united, both_heeding, look_beside
 from nearfield_index.execution.cost import Calibration, Prices
-from nearfield_index.execution.curves import DEPTHS, Curve, Pair, Reach, Setting
+from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting, Tandem
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.graph import walk
 from nearfield_index.filters.compiled import Known
@@ -88,8 +88,8 @@ def known(lists_us: float) -> Calibration:
         for effort in (EFFORT, 64, 128, 256, 512)
     )
     sweeps = (Reach(LISTS, lists_us, tuple(0.95 for _ in DEPTHS)),)
-    pairs = (Pair(EFFORT, LISTS, tuple(0.96 for _ in DEPTHS)),)
-    return Calibration("queries", 300, Prices(1.0, 1e6, 1e6, 1e6, 1e6), reaches, (), sweeps, DEPTHS, pairs)
+    tandems = (Tandem(EFFORT, LISTS, tuple(0.96 for _ in DEPTHS)),)
+    return Calibration("queries", 300, Prices(1.0, 1e6, 1e6, 1e6, 1e6), reaches, (), sweeps, DEPTHS, tandems)
 
 
 @pytest.mark.parametrize(("lists_us", "looked"), [(10.0, True), (1e12, False)])
@@ -178,14 +178,14 @@ def test_the_best_of_two_answers(data: st.DataObject) -> None:
 def test_what_both_find_is_measured_and_kept(field: FieldPart, tmp_path: Path) -> None:
     """Between them they find as much as either, and calibrations of before have none of it."""
     measured = calibrate(field, np.empty((0, DIM), np.float32), threads=1, step=lambda done: None)
-    assert measured.pairs
-    for pair in measured.pairs:
-        walks = next(r.recall for r in measured.reaches if r.effort == pair.effort)
-        scans = next(r.recall for r in measured.sweeps if r.effort == pair.lists)
+    assert measured.tandems
+    for tandem in measured.tandems:
+        walks = next(r.recall for r in measured.reaches if r.effort == tandem.effort)
+        scans = next(r.recall for r in measured.sweeps if r.effort == tandem.lists)
         for alone in (walks, scans):
-            assert all(both >= one - 1e-3 for both, one in zip(pair.recall, alone, strict=False))
+            assert all(both >= one - 1e-3 for both, one in zip(tandem.recall, alone, strict=False))
     save(tmp_path / "calibration.json", {"v": measured})
     assert load(tmp_path / "calibration.json") == {"v": measured}
     older = measured.to_json()
-    del older["pairs"]
+    del older["tandems"]
     assert Calibration.from_json(older).beside(64, 20.0, 0.9) is None

@@ -9,7 +9,7 @@ import numpy as np
 
 from nearfield_index.backends.base import Searcher
 from nearfield_index.backends.coded import CodedIvf, blocks
-from nearfield_index.execution.curves import DEPTHS, Pair, Reach
+from nearfield_index.execution.curves import DEPTHS, Reach, Tandem
 from nearfield_index.quality.probes import Probe
 from nearfield_index.quality.sweeps import places
 
@@ -21,7 +21,7 @@ _EFFORTS, _LISTS = (24, 384), 8
 _DEEP = 1_024  # an exact answer or one from lists that have rows which pass is nearer than what lies farther down
 
 
-def pairs(
+def tandems(
     graph: Searcher,
     lists: CodedIvf,
     probes: Sequence[Probe],
@@ -30,7 +30,7 @@ def pairs(
     reaches: Sequence[Reach],
     sweeps: Sequence[Reach],
     n: int,
-) -> tuple[Pair, ...]:
+) -> tuple[Tandem, ...]:
     """Measure together what ``reaches`` and ``sweeps`` say of each. ``truths``: by probe the nearest of ``n`` rows."""
     deepest = min(_DEEP, *(DEPTHS[len(sweep.recall) - 1] for sweep in sweeps)) if sweeps else 0
     depths = [depth for depth in DEPTHS if depth <= deepest]
@@ -44,7 +44,7 @@ def pairs(
         for effort in efforts
     }
     wide = lists.width_of(depths[-1])
-    found: list[Pair] = []
+    found: list[Tandem] = []
     for count in [sweep.effort for sweep in sweeps if sweep.effort >= _LISTS]:
         ranked = [_ranked(lists, probe, truth, count, wide, n) for probe, truth in zip(probes, truths, strict=True)]
         for effort in efforts:
@@ -55,7 +55,7 @@ def pairs(
                     for met, at in zip(walked[effort], ranked, strict=True)
                 ]
                 recall.append(min(hit.mean() - 2 * hit.std() / np.sqrt(len(hit)) for hit in each))
-            found.append(Pair(effort, count, tuple(np.maximum(0.0, recall).round(4).tolist())))
+            found.append(Tandem(effort, count, tuple(np.maximum(0.0, recall).round(4).tolist())))
     return tuple(found)
 
 
