@@ -130,7 +130,8 @@ def _beside(asked: Asked, which: Rows, done: Walked, *, effort: int, width: int)
         other_us = min(other_us, heeding.us)
     elif longer is not None:
         other_us = min(other_us, longer.us)
-    if look.us >= _WORTH_A_LOOK * other_us:
+    look_us = look.us + (calibration.prices.lone_sweep_us if len(asked.queries) == 1 else 0.0)
+    if look_us >= _WORTH_A_LOOK * other_us:
         return None
     return look.effort, wider(here, here.clusters.width_of(ceil(looked)))
 
