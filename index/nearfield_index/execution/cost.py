@@ -342,9 +342,11 @@ class Calibration:
         return found
 
     def paired(self, effort: int, lists: int, depths: Doubles) -> Doubles:
-        """The recall of a walk and so many lists between them at these depths: float64, same shape."""
+        """The recall of a walk and so many lists between them at these depths: float64, same shape; 0 from the deepest
+        measured on, for places in the codes' ranking do not tell how much deeper it is."""
         pair = next(each for each in self._pairs(effort) if each.lists == lists)
-        return np.asarray(np.interp(depths, DEPTHS[: len(pair.recall)], pair.recall))
+        measured = DEPTHS[: len(pair.recall)]
+        return np.where(depths < measured[-1], np.interp(depths, measured, pair.recall), 0.0)
 
     def _pairs(self, effort: int) -> list[Pair]:
         """What was measured beside the next lower effort, by ascending numbers of lists."""

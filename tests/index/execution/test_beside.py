@@ -24,6 +24,8 @@ from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.graph import walk
 from nearfield_index.filters.compiled import Known
 from nearfield_index.quality.calibration import calibrate, load, save
+from nearfield_index.quality.pairs import pairs
+from nearfield_index.quality.probes import Probe
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.segments.partition import cluster
@@ -111,6 +113,28 @@ def test_lists_are_looked_into_before_a_longer_walk_where_they_cost_less(
     np.testing.assert_allclose(done.scored, scored, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [1, K])
+def test_lists_do_not_vouch_for_what_lies_deeper_than_they_were_measured(field: FieldPart, k: int) -> None:
+    """The few lists around a query hold rows that pass, of which none is an answer: those lie past all of them."""
+    query = queried(np.random.default_rng(10).normal(size=(20, DIM)).astype(np.float32), field.metric)
+    upto = sum(depth <= 448 for depth in DEPTHS)
+    measured = known(10.0)
+    lists = Reach(4, 10.0, (0.95,) * upto)
+    pair = Pair(EFFORT, 4, (0.96,) * upto)
+    measured = replace(measured, sweeps=(lists,), pairs=(pair,), places=tuple(map(float, DEPTHS[:upto])))
+    several = []
+    for number in range(len(query)):
+        near = np.zeros(ROWS, dtype=np.bool_)
+        near[exact_rows(field, query[number : number + 1], ROWS // 3, None)[0][0]] = True
+        passing = Known(Bitmap.from_mask(~near))
+        several.append(Asked(field, measured, passing, query, k, 0.9, slice(number, number + 1)))
+    done = walk(several, EFFORT)
+    truth = [
+        exact_rows(field, query[[n]], k, each.passing.bitmap)[0][0] for n, each in enumerate(several) if each.passing
+    ]
+    assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows, strict=True)]) >= 0.85
+
+
 def test_what_the_walk_has_found_is_kept(field: FieldPart) -> None:
     """With the exact answers for those of the walk, nothing that lists find may push one out."""
     several = asked(field, [0.3, 0.6], known(10.0))
@@ -189,3 +213,14 @@ def test_what_both_find_is_measured_and_kept(field: FieldPart, tmp_path: Path) -
     older = measured.to_json()
     del older["pairs"]
     assert Calibration.from_json(older).beside(64, 20.0, 0.9) is None
+
+
+def test_lists_without_a_graph_are_not_measured_beside_one(field: FieldPart) -> None:
+    assert isinstance(field.clusters, Scans)
+    assert field.backend is not None
+    probe = Probe(queried(np.ones((4, DIM), np.float32), field.metric), np.full(4, -1))
+    truth = np.tile(np.arange(DEPTHS[-1]), (4, 1))
+    before = field.clusters.scanned
+    sweeps = known(10.0).sweeps
+    assert pairs(field.backend, field.clusters, [probe], [truth], reaches=(), sweeps=sweeps, n=ROWS) == ()
+    assert field.clusters.scanned == before
