@@ -23,6 +23,7 @@ from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
+_TELLING = 10  # rows at least by which two ways are compared
 _WIDER = 1.5  # widths are rounded up to powers of it, so that more queries share a scan
 
 
@@ -34,7 +35,7 @@ def look_beside(several: Sequence[Asked], walked: Walked, *, effort: int, lists:
     rows = here.clusters.candidates(queries, width, lists)
     chosen = choose(here, calibration, queries, rows, passed(several, rows), k=k, effort=lists)
     assert chosen.depths is not None
-    both, scored, _, _ = _united(walked.rows, walked.scored, chosen.rows, chosen.scored)
+    both, scored, _, _ = united(walked.rows, walked.scored, chosen.rows, chosen.scored)
     sure = np.where(chosen.recall > 0.0, calibration.in_tandem(effort, lists, chosen.depths), 0.0)
     return Walked(both, scored, sure, np.maximum(chosen.counts, (both >= 0).sum(axis=1)))
 
@@ -46,14 +47,18 @@ def both_heeding(asked: Asked, *, effort: int, lists: int) -> Walked:
     assert here.backend is not None
     assert isinstance(here.clusters, CodedIvf)
     assert passing is not None
-    found, walked = here.backend.search(queries, k, effort=effort, within=passing.bitmap)
-    inner, swept = here.clusters.search(queries, k, effort=lists, within=passing.bitmap)
-    both, scored, by_walk, by_lists = _united(
+    wide = max(k, _TELLING)
+    found, walked = here.backend.search(queries, wide, effort=effort, within=passing.bitmap)
+    inner, swept = here.clusters.search(queries, wide, effort=lists, within=passing.bitmap)
+    both, scored, by_walk, by_lists = united(
         walked, here.found_scores(queries, walked, found), swept, here.found_scores(queries, swept, inner)
     )
     twice = (by_walk & by_lists).sum(axis=1)
-    missed = (1 - twice / np.maximum(1, by_lists.sum(axis=1))) * (1 - twice / np.maximum(1, by_walk.sum(axis=1)))
-    return Walked(both, scored, 1 - missed, (both >= 0).sum(axis=1))
+    # One that has found less than half of the answers is no witness of what the other misses.
+    half = np.maximum(2, (both >= 0).sum(axis=1)) / 2
+    missed = (1 - twice / np.maximum(half, by_lists.sum(axis=1))) * (1 - twice / np.maximum(half, by_walk.sum(axis=1)))
+    both = both[:, :k]
+    return Walked(both, scored[:, :k], 1 - missed, (both >= 0).sum(axis=1))
 
 
 def wider(here: FieldPart, width: int) -> int:
@@ -61,7 +66,7 @@ def wider(here: FieldPart, width: int) -> int:
     return min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER))))
 
 
-def _united(rows: Rows, scored: Doubles, others: Rows, theirs: Doubles) -> tuple[Rows, Doubles, Mask, Mask]:
+def united(rows: Rows, scored: Doubles, others: Rows, theirs: Doubles) -> tuple[Rows, Doubles, Mask, Mask]:
     """The best of both, as many as of each ``(n, k)``, best first and padded with -1 and -inf; and which of them are
     among the first, and among the others."""
     k = rows.shape[1]

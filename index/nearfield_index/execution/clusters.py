@@ -104,7 +104,7 @@ def choose(
     inner, rows = pad(np.take_along_axis(inner, best, 1), np.take_along_axis(rows, best, 1), k)
     there = np.count_nonzero(found >= 0, axis=1)
     depths = np.maximum(k * there / (counts + 0.5), calibration.depth_at(place))
-    seen = (counts >= k) & (place <= _LATE * width)
+    seen = (counts >= k) & (place <= _LATE * there)
     depths[~seen] *= 2  # all that is told is that it is farther
     sure = np.where(seen, calibration.recall_at(effort, depths), 0.0)
     return Walked(rows, here.found_scores(queries, rows, inner), sure, counts, depths)

@@ -342,9 +342,11 @@ class Calibration:
         return found
 
     def in_tandem(self, effort: int, lists: int, depths: Doubles) -> Doubles:
-        """The recall of a walk and so many lists between them at these depths: float64, same shape."""
+        """The recall of a walk and so many lists between them at these depths: float64, same shape; 0 from the deepest
+        measured on, for places in the codes' ranking do not tell how much deeper it is."""
         tandem = next(each for each in self._tandems(effort) if each.lists == lists)
-        return np.asarray(np.interp(depths, DEPTHS[: len(tandem.recall)], tandem.recall))
+        measured = DEPTHS[: len(tandem.recall)]
+        return np.where(depths < measured[-1], np.interp(depths, measured, tandem.recall), 0.0)
 
     def _tandems(self, effort: int) -> list[Tandem]:
         """What was measured beside the next lower effort, by ascending numbers of lists."""

@@ -19,7 +19,7 @@ import numpy as np
 from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.backends.coded import VALUES, CodedIvf
 from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
-from nearfield_index.execution.beside import both_heeding, look_beside, wider
+from nearfield_index.execution.beside import both_heeding, look_beside, united, wider
 from nearfield_index.execution.clusters import look_elsewhere, through_clusters
 from nearfield_index.execution.cost import WALKED
 from nearfield_index.execution.curves import rounded_down
@@ -225,7 +225,11 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
         if clusters is None or _AFAR * clusters.us >= scan_us:
             exactly(asked, unsure, done)
         else:
-            look_elsewhere(asked, unsure, done, effort=clusters.effort, depth=0.0)
+            looked = k * (width + 1) / (float(np.median(done.counts[unsure])) + 0.5)
+            before = done.of(unsure)
+            look_elsewhere(asked, unsure, done, effort=clusters.effort, depth=looked)
+            rows, scored = done.rows[unsure], done.scored[unsure]
+            done.rows[unsure], done.scored[unsure], _, _ = united(before.rows, before.scored, rows, scored)
     complete(asked, those, done)
     left: Rows = which[~far]
     return left

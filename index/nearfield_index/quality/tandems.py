@@ -34,11 +34,11 @@ def tandems(
     """Measure together what ``reaches`` and ``sweeps`` say of each. ``truths``: by probe the nearest of ``n`` rows."""
     deepest = min(_DEEP, *(DEPTHS[len(sweep.recall) - 1] for sweep in sweeps)) if sweeps else 0
     depths = [depth for depth in DEPTHS if depth <= deepest]
-    if not depths:
-        return ()
     least, most = _EFFORTS
-    truths = [truth[:, : depths[-1]] for truth in truths]
     efforts = [reach.effort for reach in reaches if least <= reach.effort <= most]
+    if not depths or not efforts:
+        return ()
+    truths = [truth[:, : depths[-1]] for truth in truths]
     walked = {
         effort: [_met(graph, probe, truth, effort) for probe, truth in zip(probes, truths, strict=True)]
         for effort in efforts

@@ -17,13 +17,15 @@ from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.backends.space import queried, stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, Walked
-from nearfield_index.execution.beside import _united, both_heeding, look_beside
+from nearfield_index.execution.beside import both_heeding, look_beside, united
 from nearfield_index.execution.cost import Calibration, Prices
 from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting, Tandem
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.graph import walk
 from nearfield_index.filters.compiled import Known
 from nearfield_index.quality.calibration import calibrate, load, save
+from nearfield_index.quality.probes import Probe
+from nearfield_index.quality.tandems import tandems
 from nearfield_index.schema import Metric
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.segments.partition import cluster
@@ -76,7 +78,7 @@ def recall(several: list[Asked], found: Array) -> float:
     hits = []
     for each in several:
         assert each.passing is not None
-        truth, _ = exact_rows(each.here, each.queries[each.some], K, each.passing.bitmap)
+        truth, _ = exact_rows(each.here, each.queries[each.some], each.k, each.passing.bitmap)
         hits += [np.isin(*pair).mean() for pair in zip(truth, found[each.some], strict=True)]
     return float(np.mean(hits))
 
@@ -111,6 +113,28 @@ def test_lists_are_looked_into_before_a_longer_walk_where_they_cost_less(
     np.testing.assert_allclose(done.scored, scored, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("k", [1, K])
+def test_lists_do_not_vouch_for_what_lies_deeper_than_they_were_measured(field: FieldPart, k: int) -> None:
+    """The few lists around a query hold rows that pass, of which none is an answer: those lie past all of them."""
+    query = queried(np.random.default_rng(10).normal(size=(20, DIM)).astype(np.float32), field.metric)
+    upto = sum(depth <= 448 for depth in DEPTHS)
+    measured = known(10.0)
+    lists = Reach(4, 10.0, (0.95,) * upto)
+    tandem = Tandem(EFFORT, 4, (0.96,) * upto)
+    measured = replace(measured, sweeps=(lists,), tandems=(tandem,), places=tuple(map(float, DEPTHS[:upto])))
+    several = []
+    for number in range(len(query)):
+        near = np.zeros(ROWS, dtype=np.bool_)
+        near[exact_rows(field, query[number : number + 1], ROWS // 3, None)[0][0]] = True
+        passing = Known(Bitmap.from_mask(~near))
+        several.append(Asked(field, measured, passing, query, k, 0.9, slice(number, number + 1)))
+    done = walk(several, EFFORT)
+    truth = [
+        exact_rows(field, query[[n]], k, each.passing.bitmap)[0][0] for n, each in enumerate(several) if each.passing
+    ]
+    assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows, strict=True)]) >= 0.85
+
+
 def test_what_the_walk_has_found_is_kept(field: FieldPart) -> None:
     """With the exact answers for those of the walk, nothing that lists find may push one out."""
     several = asked(field, [0.3, 0.6], known(10.0))
@@ -138,6 +162,22 @@ def test_the_share_that_each_finds_of_the_other_tells_the_recall(field: FieldPar
     assert true[-1] > 0.98
 
 
+@pytest.mark.parametrize("k", [1, K])
+def test_a_way_that_has_found_next_to_nothing_does_not_vouch_for_the_other(field: FieldPart, k: int) -> None:
+    queries = queried(np.random.default_rng(11).normal(size=(60, DIM)).astype(np.float32), field.metric)
+    sure, true = [], []
+    for number in range(len(queries)):
+        query = queries[number : number + 1]
+        near = np.zeros(ROWS, dtype=np.bool_)
+        near[exact_rows(field, query, ROWS // 3, None)[0][0]] = True
+        ask = Asked(field, Calibration("rows", 0, UNPRICED), Known(Bitmap.from_mask(~near)), query, k, 0.95)
+        done = both_heeding(ask, effort=48, lists=4)
+        sure.append(float(done.recall[0]))
+        true.append(recall([ask], done.rows))
+    kept = np.array(sure) >= 0.75
+    assert not kept.any() or np.mean(np.array(true)[kept]) >= np.mean(np.array(sure)[kept]) - 0.15
+
+
 def test_where_they_disagree_the_answer_is_exact(field: FieldPart) -> None:
     """Whatever a calibration says of lists that find next to nothing."""
     assert field.lists is not None
@@ -149,6 +189,23 @@ def test_where_they_disagree_the_answer_is_exact(field: FieldPart) -> None:
     calibration = replace(known(1e7), curves=(curve,), prices=Prices(1.0, 1.0, 100.0, 1.0, 1.0))
     done = walk([Asked(field, calibration, passing, query, K, 0.95)], EFFORT)
     assert recall([Asked(field, calibration, passing, query, K, 0.95)], done.rows) >= 0.8
+
+
+def test_where_they_disagree_lists_that_are_looked_into_then_push_nothing_better_out(field: FieldPart) -> None:
+    curve = Curve(0.1, 100, "run", (Setting(1, 1.0, 1.0),))
+    lists = Reach(4, 1.0, tuple(0.99 for _ in DEPTHS))
+    calibration = replace(known(1.0), curves=(curve,), sweeps=(lists,), tandems=())
+    queries = queried(np.random.default_rng(12).normal(size=(30, DIM)).astype(np.float32), field.metric)
+    disagreed = 0
+    for number in range(len(queries)):
+        query = queries[number : number + 1]
+        near = np.zeros(ROWS, dtype=np.bool_)
+        near[exact_rows(field, query, ROWS // 3, None)[0][0]] = True
+        ask = Asked(field, calibration, Known(Bitmap.from_mask(~near)), query, K, 0.95)
+        both, done = both_heeding(ask, effort=128, lists=1), walk([ask], EFFORT)
+        disagreed += int(both.recall[0] < 0.75)
+        assert (done.scored >= both.scored - 1e-4).all()
+    assert disagreed > 10
 
 
 @given(st.data())
@@ -165,7 +222,7 @@ def test_the_best_of_two_answers(data: st.DataObject) -> None:
         return rows, np.where(rows >= 0, np.array(score)[rows], -np.inf)
 
     (mine, scored), (others, theirs) = answers(), answers()
-    rows, values, by_mine, by_others = _united(mine, scored, others, theirs)
+    rows, values, by_mine, by_others = united(mine, scored, others, theirs)
     for n in range(lines):
         union = (set(mine[n].tolist()) | set(others[n].tolist())) - {-1}
         best = sorted(union, key=lambda row: -score[row])[:k]
@@ -189,3 +246,14 @@ def test_what_both_find_is_measured_and_kept(field: FieldPart, tmp_path: Path) -
     older = measured.to_json()
     del older["tandems"]
     assert Calibration.from_json(older).beside(64, 20.0, 0.9) is None
+
+
+def test_lists_without_a_graph_are_not_measured_beside_one(field: FieldPart) -> None:
+    assert isinstance(field.clusters, Scans)
+    assert field.backend is not None
+    probe = Probe(queried(np.ones((4, DIM), np.float32), field.metric), np.full(4, -1))
+    truth = np.tile(np.arange(DEPTHS[-1]), (4, 1))
+    before = field.clusters.scanned
+    sweeps = known(10.0).sweeps
+    assert tandems(field.backend, field.clusters, [probe], [truth], reaches=(), sweeps=sweeps, n=ROWS) == ()
+    assert field.clusters.scanned == before
