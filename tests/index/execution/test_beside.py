@@ -174,8 +174,8 @@ def test_a_way_that_has_found_next_to_nothing_does_not_vouch_for_the_other(field
         done = both_heeding(ask, effort=48, lists=4)
         sure.append(float(done.recall[0]))
         true.append(recall([ask], done.rows))
-    kept = np.array(sure) >= 0.75
-    assert not kept.any() or np.mean(np.array(true)[kept]) >= np.mean(np.array(sure)[kept]) - 0.15
+    wrongly = (np.array(sure) >= 0.75) & (np.array(true) < 0.5)
+    assert wrongly.sum() <= 2
 
 
 def test_where_they_disagree_the_answer_is_exact(field: FieldPart) -> None:
