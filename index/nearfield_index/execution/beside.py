@@ -27,9 +27,9 @@ _TELLING = 10  # rows at least by which two ways are compared
 _WIDER = 1.5  # widths are rounded up to powers of it, so that more queries share a scan
 
 
-def look_beside(several: Sequence[Asked], walked: Walked, *, effort: int, lists: int, width: int) -> Walked:
+def look_beside(several: Sequence[Asked], walked: Walked, *, effort: int, lists: int, width: int) -> tuple[Walked, int]:
     """What a walk of this effort found for these queries, together with the best of the ``width`` rows that the codes
-    rank first in so many lists; of several filters, which choose last."""
+    rank first in so many lists, of several filters, which choose last; and among how many rows a query chose there."""
     here, calibration, _, queries, k, _, _ = several[0]
     assert isinstance(here.clusters, CodedIvf)
     rows = here.clusters.candidates(queries, width, lists)
@@ -37,7 +37,8 @@ def look_beside(several: Sequence[Asked], walked: Walked, *, effort: int, lists:
     assert chosen.depths is not None
     both, scored, _, _ = united(walked.rows, walked.scored, chosen.rows, chosen.scored)
     sure = np.where(chosen.recall > 0.0, calibration.in_tandem(effort, lists, chosen.depths), 0.0)
-    return Walked(both, scored, sure, np.maximum(chosen.counts, (both >= 0).sum(axis=1)))
+    among = int(np.median(np.count_nonzero(rows >= 0, axis=1)))
+    return Walked(both, scored, sure, np.maximum(chosen.counts, (both >= 0).sum(axis=1))), among
 
 
 def both_heeding(asked: Asked, *, effort: int, lists: int) -> Walked:

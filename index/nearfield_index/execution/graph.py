@@ -74,8 +74,9 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
     return Walked(kept, here.found_scores(queries, kept, inner), sure, upto[:, -1])
 
 
-def walk(several: Sequence[Asked], effort: int) -> Walked:
-    """Search with this effort for queries of several filters, then in another way where one turns out to need it."""
+def walk(several: Sequence[Asked], effort: int, *, again: bool = False) -> Walked:
+    """Search with this effort for queries of several filters, then in another way where one turns out to need it; into
+    lists beside the walk only where it is not one that goes on where another has ended (``again``)."""
     here, calibration, passing, queries, k, _, _ = several[0]
     assert here.backend is not None
     width = k if passing is None and len(several) == 1 else effort
@@ -84,16 +85,16 @@ def walk(several: Sequence[Asked], effort: int) -> Walked:
     rest: list[tuple[Asked, Rows]] = []
     looks: dict[tuple[int, int], list[tuple[Asked, Rows]]] = {}
     for asked, which in lacking(several, done):
-        look = _beside(asked, which, done, effort=effort, width=rows.shape[1])
+        look = None if again else _beside(asked, which, done, effort=effort, width=rows.shape[1])
         if look is None:
             rest.append((asked, which))
         else:
             looks.setdefault(look, []).append((asked, which))
     for (lists, wide), those in looks.items():
         for some in _packed(those, max(1, VALUES // wide)):
-            again, whole = _together(some)
-            better = look_beside(again, done.of(whole), effort=effort, lists=lists, width=wide)
-            _go_on(lacking(again, better), better, effort=effort, width=wide)
+            those_again, whole = _together(some)
+            better, among = look_beside(those_again, done.of(whole), effort=effort, lists=lists, width=wide)
+            _go_on(lacking(those_again, better), better, effort=effort, width=among)
             done.better(whole, better)
     _go_on(rest, done, effort=effort, width=rows.shape[1])
     return done
@@ -108,13 +109,12 @@ def _go_on(poor: Sequence[tuple[Asked, Rows]], done: Walked, *, effort: int, wid
         if len(left):
             longer.setdefault(more if len(poor) == 1 else _rounded(more), []).append((asked, left))
     for more, those in longer.items():
-        again, whole = _together(those)
-        done.better(whole, walk(again, more))
+        several, whole = _together(those)
+        done.better(whole, walk(several, more, again=True))
 
 
 def _beside(asked: Asked, which: Rows, done: Walked, *, effort: int, width: int) -> tuple[int, int] | None:
-    """In how many lists to look for these queries, and for how many rows; None where something else is cheaper, or
-    they had to look too deep for it."""
+    """In how many lists to look for these queries, and for how many rows; None where something else is cheaper."""
     here, calibration, passing, _, k, target, _ = asked
     if passing is None or not isinstance(here.clusters, CodedIvf):
         return None
@@ -123,7 +123,7 @@ def _beside(asked: Asked, which: Rows, done: Walked, *, effort: int, width: int)
     if beside is None:
         return None
     look, looked = beside
-    other_us = calibration.exact_us(passing.count, contiguous=False, queries=len(which))
+    other_us = calibration.exact_us(passing.counted().likely, contiguous=False, queries=len(which))
     longer = calibration.at_depth(min(depth, _MOST_STEP * effort), target, least=int(_LEAST_STEP * effort))
     heeding = _heeding(asked, passing, effort) if depth > _FAR * effort else None
     if heeding is not None:
@@ -183,8 +183,9 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
     depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
     longer = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
     longer_us = np.inf if longer is None else longer.us
-    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=len(which))
-    selectivity = passing.count / passing.n
+    count = passing.counted().likely
+    scan_us = calibration.exact_us(count, contiguous=False, queries=len(which))
+    selectivity = rounded_down(count / passing.n)
     clusters = None
     if here.clusters is not None:
         clusters = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=("random", "run"))
@@ -219,9 +220,10 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
     done.better(those, better)
     unsure = those[better.recall < _UNSURE]
     if len(unsure):
-        scan_us = calibration.exact_us(passing.count, contiguous=False, queries=len(unsure))
-        shapes = ("random", "run")
-        clusters = calibration.setting(selectivity=passing.count / passing.n, k=k, target=target, shapes=shapes)
+        count = passing.counted().likely
+        scan_us = calibration.exact_us(count, contiguous=False, queries=len(unsure))
+        share = rounded_down(count / passing.n)
+        clusters = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
         if clusters is None or _AFAR * clusters.us >= scan_us:
             exactly(asked, unsure, done)
         else:
@@ -240,14 +242,15 @@ def _heeding(asked: Asked, passing: Compiled, effort: int) -> _Heeding | None:
     or an exact answer is cheaper."""
     here, calibration, _, _, k, target, _ = asked
     assert here.backend is not None
-    if here.backend.kind != "hnsw" or not isinstance(here.clusters, CodedIvf) or passing.count < WALKED * passing.n:
+    count = passing.counted().likely
+    if here.backend.kind != "hnsw" or not isinstance(here.clusters, CodedIvf) or count < WALKED * passing.n:
         return None
-    share = rounded_down(passing.count / passing.n)
+    share = rounded_down(count / passing.n)
     lists = calibration.witness(share, k, target)
     if lists is None:
         return None
     effort = max(_LEAST_HEEDED, k, _HEEDED * effort)
     # Lists wherever rows pass are more than those an average query looks into.
     us = calibration.walk_us(effort) + _AWAY * lists.us + calibration.prices.bitmap_of(share)
-    scan_us = calibration.exact_us(passing.count, contiguous=False, queries=1)
+    scan_us = calibration.exact_us(count, contiguous=False, queries=1)
     return _Heeding(effort, lists.effort, us) if us < scan_us else None

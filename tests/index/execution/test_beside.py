@@ -141,7 +141,7 @@ def test_what_the_walk_has_found_is_kept(field: FieldPart) -> None:
     whole = [exact_rows(field, each.queries[each.some], K, each.passing.bitmap) for each in several if each.passing]
     rows, scored = (np.concatenate(each) for each in zip(*whole, strict=True))
     walked = Walked(rows, scored, np.ones(len(rows)), np.full(len(rows), K))
-    done = look_beside(several, walked, effort=EFFORT, lists=LISTS, width=50)
+    done, _ = look_beside(several, walked, effort=EFFORT, lists=LISTS, width=50)
     assert [set(line) for line in done.rows.tolist()] == [set(line) for line in rows.tolist()]
 
 
