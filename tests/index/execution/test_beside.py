@@ -23,7 +23,7 @@ from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting, Tand
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.graph import walk
 from nearfield_index.filters.compiled import Known
-from nearfield_index.quality.calibration import calibrate, load, save
+from nearfield_index.quality.calibration import load, save
 from nearfield_index.quality.probes import Probe
 from nearfield_index.quality.tandems import tandems
 from nearfield_index.schema import Metric
@@ -234,16 +234,30 @@ def test_the_best_of_two_answers(data: st.DataObject) -> None:
 
 def test_what_both_find_is_measured_and_kept(field: FieldPart, tmp_path: Path) -> None:
     """Between them they find as much as either, and calibrations of before have none of it."""
-    measured = calibrate(field, np.empty((0, DIM), np.float32), threads=1, step=lambda done: None)
-    assert measured.tandems
-    for tandem in measured.tandems:
-        walks = next(r.recall for r in measured.reaches if r.effort == tandem.effort)
-        scans = next(r.recall for r in measured.sweeps if r.effort == tandem.lists)
+    assert isinstance(field.clusters, Scans)
+    assert field.backend is not None
+    depths = [depth for depth in DEPTHS if depth <= 112]
+    queries = queried(np.random.default_rng(13).normal(size=(200, DIM)).astype(np.float32), field.metric)
+    truth = field.scan(queries, depths[-1], None)[1]
+    probe = Probe(queries, np.full(len(queries), -1))
+    # What is measured must not hang on how long anything takes.
+    reaches = [Reach(effort, 1.0, (1.0,)) for effort in (16, 32, 64)]
+    sweeps = [Reach(count, 1.0, (1.0,) * len(depths)) for count in (4, 8, 24)]
+    measured = tandems(field.backend, field.clusters, [probe], [truth], reaches=reaches, sweeps=sweeps, n=ROWS)
+    assert {(tandem.effort, tandem.lists) for tandem in measured} == {(32, 8), (32, 24), (64, 8), (64, 24)}
+    for tandem in measured:
+        walks = field.backend.search(queries, tandem.effort, effort=tandem.effort, within=None)[1]
+        scans = field.clusters.candidates(queries, field.clusters.width_of(depths[-1]), tandem.lists)
         for alone in (walks, scans):
-            assert all(both >= one - 1e-3 for both, one in zip(tandem.recall, alone, strict=False))
-    save(tmp_path / "calibration.json", {"v": measured})
-    assert load(tmp_path / "calibration.json") == {"v": measured}
-    older = measured.to_json()
+            met = np.stack([np.isin(wanted, got) for wanted, got in zip(truth, alone, strict=True)])
+            for both, depth in zip(tandem.recall, depths, strict=True):
+                each = met[:, :depth].mean(axis=1)
+                if alone is walks or depth == depths[-1]:  # fewer candidates are looked at for less deep answers
+                    assert both >= each.mean() - 2 * each.std() / np.sqrt(len(each)) - 0.005
+    kept = replace(known(10.0), tandems=measured)
+    save(tmp_path / "calibration.json", {"v": kept})
+    assert load(tmp_path / "calibration.json") == {"v": kept}
+    older = kept.to_json()
     del older["tandems"]
     assert Calibration.from_json(older).beside(64, 20.0, 0.9) is None
 
