@@ -31,9 +31,11 @@ from nearfield_index.quality.probes import (
     SEED,
     Probe,
     asked_behind,
+    cautious,
     cautious_recall,
     filters_of,
     ks_behind,
+    met,
     probes_of,
     without_own,
 )
@@ -187,9 +189,7 @@ def _walk(graph: Searcher, queries: Floats, effort: int) -> None:
 
 def _recall_by_depth(found: Rows, truth: Rows, depths: list[int]) -> Any:
     """At each depth the mean share of the true rows down to it that were found, less two standard errors."""
-    hit = np.stack([np.isin(wanted, got) for wanted, got in zip(truth, found, strict=True)])
-    upto = np.cumsum(hit, axis=1)[:, [depth - 1 for depth in depths]] / np.array(depths)
-    return np.maximum(0.0, upto.mean(axis=0) - 2 * upto.std(axis=0) / np.sqrt(len(upto)))
+    return cautious(np.cumsum(met(truth, found), axis=1)[:, [depth - 1 for depth in depths]] / np.array(depths))
 
 
 def _measure(

@@ -20,6 +20,7 @@ from nearfield_index.segments.part import FieldPart
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 ENOUGH_QUERIES = 200
 SEED = 20_261_125
@@ -105,12 +106,21 @@ def without_own(rows: Rows, own: Rows, k: int) -> Rows:
     return np.where(np.take_along_axis(other, order, 1), np.take_along_axis(rows, order, 1), -1)
 
 
+def cautious(shares: Doubles) -> Any:
+    """The mean over the first axis, of queries, less two standard errors of it."""
+    return np.maximum(0.0, shares.mean(axis=0) - 2 * shares.std(axis=0) / np.sqrt(len(shares)))
+
+
+def met(wanted: Rows, found: Rows) -> Mask:
+    """Which of the rows wanted by each query ``(n, depth)`` are among those found for it."""
+    return np.stack([np.isin(*pair) for pair in zip(wanted, found, strict=True)])
+
+
 def cautious_recall(found: Rows, truth: Rows) -> float:
     """Mean recall less two standard errors of it."""
     hits = (found[:, :, None] == truth[:, None, :]) & (truth >= 0)[:, None, :]
     wanted = np.maximum(1, (truth >= 0).sum(axis=1))
-    recalls = hits.any(axis=1).sum(axis=1) / wanted
-    return float(max(0.0, recalls.mean() - 2 * recalls.std() / np.sqrt(len(recalls))))
+    return float(cautious(hits.any(axis=1).sum(axis=1) / wanted))
 
 
 @dataclass(frozen=True)

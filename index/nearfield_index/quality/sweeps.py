@@ -18,7 +18,7 @@ from nearfield_index.execution.curves import DEPTHS, Reach
 from nearfield_index.execution.pick import pick
 from nearfield_index.filters.compiled import Compiled, Known, Span
 from nearfield_index.quality.pricing import TIMED_WALKS, lone_us, one_by_one_us, one_thread_us, usual_effort
-from nearfield_index.quality.probes import GOOD_ENOUGH, Probe
+from nearfield_index.quality.probes import GOOD_ENOUGH, Probe, cautious
 from nearfield_index.segments.part import FieldPart
 from nearfield_index.storage.postings import Postings
 
@@ -75,16 +75,11 @@ def sweep(
         worst = np.ones(len(depths))
         slowest = 0.0
         for probe, truth in zip(probes, truths, strict=True):
-            at = np.concatenate(
-                [
-                    places(lists.candidates(probe.queries[some], wide, effort), truth[some], len(field))
-                    for some in blocks(len(truth), wide)
-                ]
-            )
+            at = ranked(lists, probe.queries, truth, effort, wide, len(field))
             there = np.minimum(at, wide)  # at the earliest, where it is not there
             means.append([float(there[:, :depth].mean()) for depth in depths])
             held = [(at[:, :depth] < lists.width_of(depth)).mean(axis=1) for depth in depths]
-            worst = np.minimum(worst, [max(0.0, h.mean() - 2 * h.std() / np.sqrt(len(h))) for h in held])
+            worst = np.minimum(worst, cautious(np.stack(held, axis=1)))
             asked = probe.queries[:TIMED_WALKS]
             us = one_thread_us(partial(_choose, field, lists, None, narrow, effort=effort), asked)
             wide_us = one_thread_us(partial(_choose, field, lists, sieve, wide, effort=effort), asked)
@@ -150,7 +145,14 @@ def _heeded(lists: CodedIvf, queries: Floats, effort: int, within: Bitmap) -> No
     lists.heeding(queries, DEPTHS[0], effort=effort, within=within)
 
 
-def places(found: Rows, wanted: Rows, n: int) -> Rows:
+def ranked(lists: CodedIvf, queries: Floats, wanted: Rows, effort: int, wide: int, n: int) -> Rows:
+    """Where the codes of so many lists rank the rows wanted of ``n``, same shape; n where not among the first ``wide``
+    they find."""
+    some = blocks(len(wanted), wide)
+    return np.concatenate([_places(lists.candidates(queries[at], wide, effort), wanted[at], n) for at in some])
+
+
+def _places(found: Rows, wanted: Rows, n: int) -> Rows:
     """The place in each ranking (-1: no row) of the rows that were wanted, same shape; n where it is not there."""
     place = np.full(n + 1, n)
     out = np.empty(wanted.shape, dtype=np.int64)

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from nearfield_index.backends.base import Searcher
-from nearfield_index.backends.coded import CodedIvf, blocks
+from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.execution.curves import DEPTHS, Reach, Tandem
-from nearfield_index.quality.probes import Probe
-from nearfield_index.quality.sweeps import places
+from nearfield_index.quality.probes import Probe, cautious, met
+from nearfield_index.quality.sweeps import ranked
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 # Walks that one has gone first, and numbers of lists that are worth a look beside them.
 _EFFORTS, _LISTS = (24, 384), 8
@@ -40,32 +39,25 @@ def tandems(
         return ()
     truths = [truth[:, : depths[-1]] for truth in truths]
     walked = {
-        effort: [_met(graph, probe, truth, effort) for probe, truth in zip(probes, truths, strict=True)]
+        effort: [
+            met(truth, graph.search(probe.queries, effort, effort=effort, within=None)[1])
+            for probe, truth in zip(probes, truths, strict=True)
+        ]
         for effort in efforts
     }
     wide = lists.width_of(depths[-1])
     found: list[Tandem] = []
     for count in [sweep.effort for sweep in sweeps if sweep.effort >= _LISTS]:
-        ranked = [_ranked(lists, probe, truth, count, wide, n) for probe, truth in zip(probes, truths, strict=True)]
+        places = [
+            ranked(lists, probe.queries, truth, count, wide, n) for probe, truth in zip(probes, truths, strict=True)
+        ]
         for effort in efforts:
             recall = []
             for depth in depths:
                 each = [
-                    (met | (at < lists.width_of(depth)))[:, :depth].mean(axis=1)
-                    for met, at in zip(walked[effort], ranked, strict=True)
+                    (there | (at < lists.width_of(depth)))[:, :depth].mean(axis=1)
+                    for there, at in zip(walked[effort], places, strict=True)
                 ]
-                recall.append(min(hit.mean() - 2 * hit.std() / np.sqrt(len(hit)) for hit in each))
-            found.append(Tandem(effort, count, tuple(np.maximum(0.0, recall).round(4).tolist())))
+                recall.append(min(cautious(hit) for hit in each))
+            found.append(Tandem(effort, count, tuple(np.round(recall, 4).tolist())))
     return tuple(found)
-
-
-def _met(graph: Searcher, probe: Probe, truth: Rows, effort: int) -> Mask:
-    """Which of the nearest a walk finds, ``(n, depth)``."""
-    _, rows = graph.search(probe.queries, effort, effort=effort, within=None)
-    return np.stack([np.isin(wanted, got) for wanted, got in zip(truth, rows, strict=True)])
-
-
-def _ranked(lists: CodedIvf, probe: Probe, truth: Rows, count: int, wide: int, n: int) -> Rows:
-    """Where the codes of so many lists rank the nearest, ``(n, depth)``; past ``wide`` where they do not find one."""
-    some = blocks(len(truth), wide)
-    return np.concatenate([places(lists.candidates(probe.queries[at], wide, count), truth[at], n) for at in some])
