@@ -135,7 +135,7 @@ class Residents:
             if kind is forms.index:
                 index = opened
             else:
-                scanned["whole_on" if isinstance(opened, GpuFlat) else "gather_on"] = opened
+                scanned["flat_on" if isinstance(opened, GpuFlat) else "gathered_on"] = opened
         field = measured(DeviceField.of(part, **scanned), sample)
         known = None if index is None else curves(field, index, sample, step)
         return DeviceFace(device, field, index, known)

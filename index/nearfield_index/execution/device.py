@@ -47,30 +47,40 @@ class Line:
 
 
 @dataclass(frozen=True)
-class DevicePrices:
-    """``whole``: a scan without a filter; ``masked`` and ``sparse``: behind filters that pass half of the rows and one
-    in fifty; ``gathered``: rows picked out first. None where there is no index for it."""
+class Scan:
+    """What a way to scan costs: of all rows (``whole``), behind filters that pass half of them (``masked``) and one in
+    fifty (``sparse``). ``picks``: it costs what passes, however much; else a mask costs the same, whatever it hides."""
 
-    whole: Line | None = None
-    masked: Line | None = None
-    sparse: Line | None = None
-    gathered: Line | None = None
+    whole: Line
+    masked: Line
+    sparse: Line
+    picks: bool = False
+
+    def us(self, queries: int, passing: float | None, share: float) -> float:
+        """Of a call, with ``passing`` rows (None: all)."""
+        if passing is None:
+            return self.whole.at(queries)
+        if share > SPARSE_SHARE:
+            return self.masked.at(queries, passing if self.picks else None)
+        return self.sparse.at(queries, passing)
+
+
+@dataclass(frozen=True)
+class DevicePrices:
+    """Of exact answers: by FAISS (``flat``), and by PyTorch with the rows picked out first (``gathered``). None where
+    the rows do not lie there so."""
+
+    flat: Scan | None = None
+    gathered: Scan | None = None
 
     def scan_us(self, queries: int, passing: float | None, share: float) -> float:
         """The cheapest exact answer of a call (``passing`` rows; None: all)."""
-        return min(self._flat_us(queries, passing, share), self.gather_us(queries, passing))
+        return min([scan.us(queries, passing, share) for scan in (self.flat, self.gathered) if scan], default=np.inf)
 
-    def gather_us(self, queries: int, passing: float | None) -> float:
-        """That with the rows picked out first, where there are any to pick."""
-        if self.gathered is None or passing is None:
-            return np.inf
-        return self.gathered.at(queries, passing)
-
-    def _flat_us(self, queries: int, passing: float | None, share: float) -> float:
-        line = self.whole if passing is None else self.masked if share > SPARSE_SHARE else self.sparse
-        if line is None:
-            return np.inf
-        return line.at(queries, passing if line is self.sparse else None)
+    def picked(self, queries: int, passing: float | None, share: float) -> bool:
+        """Whether that is ``gathered``."""
+        scan = self.gathered
+        return scan is not None and scan.us(queries, passing, share) <= self.scan_us(queries, passing, share)
 
 
 SPARSE_SHARE = 0.1
@@ -81,8 +91,8 @@ SPARSE_SHARE = 0.1
 class DeviceField(FieldPart):
     """The same rows, scanned on the device. Scores still come from the rows here."""
 
-    whole_on: GpuFlat | None = None
-    gather_on: Gathered | None = None
+    flat_on: GpuFlat | None = None
+    gathered_on: Gathered | None = None
     prices: DevicePrices = DevicePrices()
 
     @classmethod
@@ -92,19 +102,18 @@ class DeviceField(FieldPart):
 
     def scan(self, queries: Floats, k: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         """Exact top-k; raises :class:`DeviceFailed`."""
-        on: Searcher | None = self.whole_on or self.gather_on
-        if self.gather_on is not None and within is not None and within.count < len(self):
-            share, passing = within.share, within.count
-            whole_us = self.prices.scan_us(len(queries), passing, share)
-            if self.prices.gather_us(len(queries), passing) <= whole_us:
-                on = self.gather_on
+        on: Searcher | None = self.flat_on or self.gathered_on
+        if self.gathered_on is not None and on is not self.gathered_on:
+            part = within if within is not None and within.count < len(self) else None
+            passing, share = (None, 1.0) if part is None else (part.count, part.share)
+            on = self.gathered_on if self.prices.picked(len(queries), passing, share) else on
         if on is None:
             return super().scan(queries, k, within)
         return on.search(queries, k, effort=0, within=within)
 
     def rounding(self, queries: Floats) -> Doubles:
         """Wider than float32 has it where this device was seen to be further off."""
-        errors = [on.error for on in (self.whole_on, self.gather_on) if on is not None]
+        errors = [on.error for on in (self.flat_on, self.gathered_on) if on is not None]
         usual = single_error(self.matrix.shape[1])
         return super().rounding(queries) * max([1.0, *(error / usual for error in errors)])
 

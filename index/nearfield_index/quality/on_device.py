@@ -16,12 +16,12 @@ from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration, Prices
 from nearfield_index.execution.curves import Curve, Setting
-from nearfield_index.execution.device import DeviceField, DevicePrices, Line
+from nearfield_index.execution.device import DeviceField, DevicePrices, Line, Scan
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.quality.probes import ENOUGH_QUERIES, Trial, trials
 
 _REPEATS = 3
-_BATCH = 64
+_BATCH = 1_024  # more than a device multiplies in the time that it reads the rows
 _K = 10
 _MASKED, _SPARSE = 2, 50
 _SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)
@@ -39,17 +39,11 @@ def measured(field: DeviceField, sample: Floats) -> DeviceField:
     queries = np.resize(queries, (_BATCH, queries.shape[1]))
     order = np.random.default_rng(_SEED).permutation(n)
     half, few = (Bitmap.from_rows(n, np.sort(order[: max(1, n // share)])) for share in (_MASKED, _SPARSE))
-    whole_only, gather_only = replace(field, gather_on=None), replace(field, whole_on=None)
     prices = DevicePrices()
-    if field.whole_on is not None:
-        prices = replace(
-            prices,
-            whole=_line(whole_only, queries, None),
-            masked=_line(whole_only, queries, half),
-            sparse=_line(whole_only, queries, few),
-        )
-    if field.gather_on is not None:
-        prices = replace(prices, gathered=_line(gather_only, queries, few))
+    if field.flat_on is not None:
+        prices = replace(prices, flat=_scan(replace(field, gathered_on=None), queries, half, few, picks=False))
+    if field.gathered_on is not None:
+        prices = replace(prices, gathered=_scan(replace(field, flat_on=None), queries, half, few, picks=True))
     return replace(field, prices=prices)
 
 
@@ -90,6 +84,11 @@ def _tried(index: Searcher, trial: Trial, effort: int) -> tuple[float, float]:
     _, rows = index.search(trial.queries, trial.k + 1, effort=effort, within=trial.within)
     us = (time.perf_counter() - start) * 1e6 / len(trial.queries)
     return trial.recall(rows), us
+
+
+def _scan(field: DeviceField, queries: Floats, half: Bitmap, few: Bitmap, *, picks: bool) -> Scan:
+    whole, masked, sparse = (_line(field, queries, within) for within in (None, half, few))
+    return Scan(whole, masked, sparse, picks)
 
 
 def _line(field: DeviceField, queries: Floats, within: Bitmap | None) -> Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration, Prices
 from nearfield_index.execution.curves import Curve, Setting
-from nearfield_index.execution.device import DeviceFace, DeviceField, DevicePrices, Line
+from nearfield_index.execution.device import DeviceFace, DeviceField, DevicePrices, Line, Scan
 from nearfield_index.execution.plan import Plan
 from nearfield_index.filters.compiled import Known
 from nearfield_index.filters.estimate import exactly
@@ -20,8 +21,8 @@ from nearfield_index.threads import CORES
 
 N = 1_000_000
 NO_ROWS = np.empty((0, 8), dtype=np.float32)
-FLAT = DevicePrices(whole=Line(500, 2, N), masked=Line(700, 4, N // 2), sparse=Line(300, 20, N // 50))
-GATHER = DevicePrices(gathered=Line(200, 1, N // 50))
+FLAT = DevicePrices(flat=Scan(Line(500, 2, N), Line(700, 4, N // 2), Line(300, 20, N // 50)))
+GATHERED = Scan(Line(900, 2, N), Line(800, 6, N // 2), Line(200, 1, N // 50), picks=True)
 INDEX = Calibration(
     "queries",
     200,
@@ -91,10 +92,14 @@ def test_selective_filters_are_priced_by_what_passes() -> None:
     broad, selective, tiny = (FLAT.scan_us(100, rows, rows / N) for rows in (N // 2, N // 50, N // 5_000))
     assert (broad, selective) == (700 + 400, 300 + 2_000)
     assert tiny == pytest.approx(150 + 20)
-    both = DevicePrices(FLAT.whole, FLAT.masked, FLAT.sparse, GATHER.gathered)
+    both = replace(FLAT, gathered=GATHERED)
     assert both.scan_us(100, N // 50, 1 / 50) == 200 + 100
+    assert both.picked(100, N // 50, 1 / 50)
     assert both.scan_us(100, N // 2, 0.5) == 700 + 400, "so many rows are no longer worth picking out"
-    assert GATHER.scan_us(1, None, 1.0) == np.inf, "nothing to pick out"
+    assert not both.picked(100, N // 2, 0.5)
+    assert both.scan_us(100, N // 4, 0.25) == (800 + 600) / 2, "half as many rows, half the price"
+    assert both.scan_us(100, None, 1.0) == 500 + 200
+    assert DevicePrices().scan_us(1, None, 1.0) == np.inf, "nothing lies there"
 
 
 def test_an_index_there_is_taken_at_the_effort_that_reaches_the_target() -> None:

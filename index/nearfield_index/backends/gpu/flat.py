@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import ceil, log2, sqrt
+from collections.abc import Callable
+from math import sqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,11 +12,15 @@ from nearfield_index.backends.base import Floats, Rows, Space
 from nearfield_index.backends.exact import nothing, scan
 from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device
+from nearfield_index.backends.gpu.health import DeviceFailed
 from nearfield_index.backends.gpu.searcher import MOST_QUERIES, OnDevice, reranked
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import InvalidRequest
 from nearfield_index.schema import Metric
+
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+Call = Callable[[Floats, int, int, Bitmap | None], tuple[Floats, Rows]]
 
 _PROBES = 32
 SAFETY = 4.0
@@ -25,8 +30,12 @@ _ROUND_ROWS = 2.0**-10  # a product of two vectors that were both rounded to flo
 _VANISHED = 2.0**-22  # what is too small for float16 is lost there, by the root of the columns
 _CSR_SHARE = 0.1
 _CSR_BYTES = 24  # of an entry of the product that cuVS makes of queries and passing rows, with room to sort
-_SPARE, _MOST_WIDTH = 32, 16_384
+_SPARE = 32
+_LEAST_LENGTH, _MOST_LENGTH = 1e-30, 1e30
 _SEED = 20_261_125
+
+MOST_WIDTH = 16_384
+"""Candidates of a rough pass. Where so many decide nothing, the CPU scans."""
 
 
 class GpuFlat(OnDevice):
@@ -37,7 +46,7 @@ class GpuFlat(OnDevice):
 
     def __init__(self, space: Space, device: Device) -> None:
         super().__init__(space, device)
-        self.off = deviation(self)
+        self.off = deviation(self, self.call)
         """How far products were seen to be off, in units of query length x longest row."""
 
     @classmethod
@@ -88,8 +97,8 @@ class GpuFlatHalf(GpuFlat):
     def __init__(self, space: Space, device: Device) -> None:
         if space.metric is Metric.L2:
             raise InvalidRequest("float16 rows are for cosine and dot; use gpu-flat", field="index.kind")
-        self.longest = longest_row(space.vectors.matrix)
-        self._scale = scale_of(self.longest)
+        self.longest = longest_half(space.vectors.matrix)
+        self._scale = float(power_of_two(np.float64(self.longest)))
         super().__init__(space, device)
 
     def _rows(self, matrix: Floats) -> Floats:
@@ -97,7 +106,7 @@ class GpuFlatHalf(GpuFlat):
 
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         """Rough products in units of query length x longest row, a power of two either way."""
-        scales = np.array([scale_of(length) for length in np.linalg.norm(queries, axis=1).tolist()], dtype=np.float32)
+        scales = power_of_two(lengths(queries)).astype(np.float32)
         found, rows = super().call(queries * scales[:, None], k, effort, within)
         return found / (scales[:, None] * np.float32(self._scale)), rows
 
@@ -123,12 +132,13 @@ def certain(
     matrix = space.vectors.matrix
     available = len(matrix) if within is None else within.count
     best, at = nothing(len(queries), k)
-    slack = np.linalg.norm(queries, axis=1) * error
+    long = lengths(queries)
+    slack = np.where(odd(long), np.inf, long * error)
     open_ = np.arange(len(queries))
-    width = min(available, k + k // 2 + _SPARE)
+    width = first_width(k, available)
     while len(open_):
         asked = queries[open_]
-        if width > _MOST_WIDTH:
+        if width > MOST_WIDTH:
             found, rows = scan(matrix, space.vectors.flat, asked, k, within)
             best[open_], at[open_] = found, rows
             break
@@ -137,9 +147,15 @@ def certain(
         best[open_], at[open_] = found, rows
         if width == available:
             break
-        open_ = open_[found[:, -1] < products[:, -1] + slack[open_]]
+        certain = found[:, -1] >= products[:, -1] + slack[open_]  # False where something is no number
+        open_ = open_[~certain]
         width = min(available, 4 * width)
     return best, at
+
+
+def first_width(k: int, available: int) -> int:
+    """How many candidates a rough pass fetches at first."""
+    return min(available, k + k // 2 + _SPARE)
 
 
 def single_error(columns: int) -> float:
@@ -152,19 +168,39 @@ def half_error(columns: int) -> float:
     return _ROUND_ROWS + sqrt(columns) * _VANISHED + single_error(columns)
 
 
+def lengths(queries: Floats) -> Doubles:
+    """Of each."""
+    found: Doubles = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
+    return found
+
+
 def longest_row(matrix: Floats) -> float:
     """The length of the longest row; 0 of none."""
-    return float(np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64).max(initial=0.0)))
+    return float(lengths(matrix).max(initial=0.0))
 
 
-def scale_of(length: float) -> float:
-    """The power of two that brings a length to at most 1; it changes no digit."""
-    return 2.0 ** -ceil(log2(length)) if 1e-30 < length < 1e30 else 1.0
+def longest_half(matrix: Floats) -> float:
+    """The same, for rows that are to be float16. Raises :class:`DeviceFailed` where no scale brings them there."""
+    longest = longest_row(matrix)
+    if longest and odd(np.float64(longest)):
+        raise DeviceFailed(f"rows of length {longest:.3g} are not for float16")
+    return longest
 
 
-def deviation(index: OnDevice) -> float:
-    """How far an exhaustive index's products with some rows were off from float64, in units of query length x longest
-    row (l2: plus half the square of that length, as the extra column has it)."""
+def odd(long: Doubles | np.float64) -> Any:
+    """Whether lengths are too small or large for :func:`power_of_two`, or nothing at all."""
+    return ~((long > _LEAST_LENGTH) & (long < _MOST_LENGTH))
+
+
+def power_of_two(long: Doubles | np.float64) -> Doubles:
+    """What brings lengths below 1, but not below a half, and changes no digit; 1 for odd ones."""
+    made: Doubles = np.where(odd(long), 1.0, np.ldexp(1.0, -np.frexp(long)[1]))
+    return made
+
+
+def deviation(index: OnDevice, call: Call) -> float:
+    """How far products of some rows that ``call``, of an exhaustive index, finds were off from float64, in units of
+    query length x longest row (l2: plus half the square of that length, as the extra column has it)."""
     matrix = index.space.vectors.matrix
     if not len(matrix):
         return 0.0
@@ -173,10 +209,9 @@ def deviation(index: OnDevice) -> float:
     queries = np.array(matrix[chosen])
     if index.space.metric is Metric.L2:
         queries[:, -1] = 1.0
-    found, rows = index.device.worker.run(lambda: index.call(queries, min(_PROBES, len(matrix)), 0, None))
+    found, rows = index.device.worker.run(lambda: call(queries, min(_PROBES, len(matrix)), 0, None))
     real = np.einsum("nkd,nd->nk", matrix[np.maximum(rows, 0)].astype(np.float64), queries.astype(np.float64))
-    lengths = np.linalg.norm(own[chosen], axis=1)
     most = longest_row(own)
-    size = lengths * most + (most**2 / 2 if index.space.metric is Metric.L2 else 0.0)
+    size = lengths(own[chosen]) * most + (most**2 / 2 if index.space.metric is Metric.L2 else 0.0)
     apart = np.where(rows >= 0, np.abs(real - found), 0.0).max(axis=1)
     return float((apart / np.maximum(size, 1e-30)).max())

@@ -1,4 +1,4 @@
-"""Exact search in PyTorch: the passing rows are picked out on the device and multiplied.
+"""Exact search in PyTorch: all rows, or those that pass picked out on the device, are multiplied and compared there.
 
 What FAISS does badly on a GPU: a filter that selects little makes it multiply everything, or keep an entry for every
 query and row. Needs no FAISS on the device; tensors may as well lie on the CPU.
@@ -12,36 +12,48 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nearfield_index.backends.base import Floats, Rows, Space
+from nearfield_index.backends.exact import scan
 from nearfield_index.backends.gpu.device import Device
 from nearfield_index.backends.gpu.flat import (
+    MOST_WIDTH,
     SAFETY,
-    certain,
     deviation,
+    first_width,
     half_error,
+    longest_half,
     longest_row,
-    scale_of,
+    odd,
+    power_of_two,
     single_error,
 )
 from nearfield_index.backends.gpu.searcher import OnDevice
+from nearfield_index.backends.gpu.tensors import LOST, Halves, best, passing, tensor, whole
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
 
-_BLOCK_ROWS = 1 << 18
-_MOST_QUERIES = 8_192
 _ROUND_PRODUCT = 2.0**-11  # a matrix product of float16 tensors is one of those, too
 
 
 class Gathered(OnDevice):
-    """Rows as float16 tensors (float32 under l2), answers as exact as a float32 scan; ``effort`` means nothing."""
+    """Rows as two float16 halves each (under l2: as float32 tensors); answers as exact as a float32 scan.
+
+    A rough pass reads the upper halves; more candidates than asked are compared again with both. How many more is
+    decided by each query, as in ``gpu-flat16``: the answer is given once no row that was left out could belong.
+    ``effort`` means nothing here.
+    """
 
     kind: ClassVar[str] = "gpu-gather"
 
     def __init__(self, space: Space, device: Device) -> None:
         self._half = space.metric is not Metric.L2
-        self._longest = longest_row(space.vectors.matrix)
-        self._scale = scale_of(self._longest) if self._half else 1.0
+        columns = space.vectors.matrix.shape[1]
+        self._longest = longest_half(space.vectors.matrix) if self._half else longest_row(space.vectors.matrix)
+        self._scale = float(power_of_two(np.float64(self._longest))) if self._half else 1.0
+        self._rough = half_error(columns) + _ROUND_PRODUCT
         super().__init__(space, device)
-        self.off = deviation(self)
+        self.off = deviation(self, self.call)
+        if self._half:
+            self._rough = max(self._rough, SAFETY * deviation(self, self._called_roughly))
 
     @classmethod
     def available(cls) -> bool:
@@ -50,24 +62,23 @@ class Gathered(OnDevice):
 
     @classmethod
     def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
-        return rows * columns * (4 if metric is Metric.L2 else 2)
+        return rows * columns * 4
 
     @property
     def error(self) -> float:
         """How far the products of an answer may be off, as :attr:`GpuFlat.error`."""
-        usual = single_error(self.space.vectors.matrix.shape[1])
-        return usual if self._half else max(usual, SAFETY * self.off)
+        usual = single_error(self.space.vectors.matrix.shape[1]) + (LOST if self._half else 0.0)
+        return max(usual, SAFETY * self.off)
 
     def _put(self) -> Any:
         import torch
 
-        matrix = self.space.vectors.matrix
-        kind = torch.float16 if self._half else torch.float32
-        held = torch.empty(matrix.shape, dtype=kind, device=self.device.torch_name)
-        for start in range(0, len(matrix), _BLOCK_ROWS):
-            block = matrix[start : start + _BLOCK_ROWS] * np.float32(self._scale)
-            held[start : start + len(block)] = torch.from_numpy(block)
-        return held
+        # Sums of products would else be rounded to float16 on the way, for some shapes.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        matrix, name = self.space.vectors.matrix, self.device.torch_name
+        if self._half:
+            return Halves.of(matrix, self._scale, name)
+        return whole(matrix, name)
 
     def close(self) -> None:
         import torch
@@ -76,40 +87,54 @@ class Gathered(OnDevice):
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # or the memory stays PyTorch's, and FAISS finds none
 
-    def most_queries(self, k: int, within: Bitmap | None) -> int:
-        return max(1, min(_MOST_QUERIES, self.device.scratch_bytes // (8 * _BLOCK_ROWS)))
-
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        """A query whose best cannot be told comes back without rows."""
         import torch
 
-        held = self.held
-        scales = np.ones(len(queries), dtype=np.float32)
-        if self._half:
-            scales[:] = [scale_of(length) for length in np.linalg.norm(queries, axis=1).tolist()]
-        asked = torch.from_numpy(queries * scales[:, None]).to(held.device, held.dtype)
-        rows = None if within is None else torch.from_numpy(within.rows().copy()).to(held.device)
-        count = len(held) if rows is None else len(rows)
-        best: Any = None
-        at: Any = None
-        for start in range(0, count, _BLOCK_ROWS):
-            stop = min(count, start + _BLOCK_ROWS)
-            chosen = None if rows is None else rows[start:stop]
-            block = held[start:stop] if chosen is None else held.index_select(0, chosen)
-            found, place = (asked @ block.T).float().topk(min(k, stop - start), dim=1)
-            here = place + start if chosen is None else chosen[place]
-            if best is not None:
-                found, here = torch.cat([best, found], 1), torch.cat([at, here], 1)
-                found, place = found.topk(min(k, found.shape[1]), dim=1)
-                here = here.gather(1, place)
-            best, at = found, here
-        return best.cpu().numpy() / (scales[:, None] * np.float32(self._scale)), at.cpu().numpy()
+        held, name = self.held, self.device.torch_name
+        asked = tensor(queries, name)
+        chosen = None if within is None else passing(within, name)
+        if not self._half:
+            found, at = best(asked, held, chosen, k, self.device.scratch_bytes)
+            return found.cpu().numpy(), at.cpu().numpy()
+        asked, scales, slack = self._scaled(asked)
+        rough_asked = asked.half()
+        available = len(held.high) if chosen is None else len(chosen)
+        found = torch.full((len(asked), k), -torch.inf, dtype=torch.float32, device=asked.device)
+        at = torch.full((len(asked), k), -1, dtype=torch.int64, device=asked.device)
+        width, open_ = first_width(k, available), torch.arange(len(asked), device=asked.device)
+        while len(open_) and width <= MOST_WIDTH:
+            rough, candidates = best(rough_asked[open_], held.high, chosen, width, self.device.scratch_bytes)
+            products, rows = held.compared(asked[open_], candidates, k, self.device.scratch_bytes)
+            certain = products[:, -1] >= rough[:, -1].float() + slack[open_]  # False where something is no number
+            if width == available:
+                certain[:] = True
+            sure = open_[certain]
+            found[sure], at[sure] = products[certain], rows[certain]
+            open_, width = open_[~certain], min(available, 4 * width)
+        return found.cpu().numpy() / (scales[:, None] * np.float32(self._scale)), at.cpu().numpy()
+
+    def _scaled(self, asked: Any) -> tuple[Any, Floats, Any]:
+        """Queries at most 1 long, the powers of two that made them so, and how far their rough products may be off,
+        in the units of the device; those of odd lengths are never certain."""
+        import torch
+
+        lengths = torch.linalg.vector_norm(asked, dim=1, dtype=torch.float64).cpu().numpy()
+        scales = power_of_two(lengths).astype(np.float32)
+        slack = np.where(odd(lengths), np.inf, lengths * scales * (self._rough * self._longest * self._scale))
+        on_device = [tensor(each.astype(np.float32), asked.device) for each in (scales, slack)]
+        return asked * on_device[0][:, None], scales, on_device[1]
+
+    def _called_roughly(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
+        """The first pass alone."""
+        asked, scales, _ = self._scaled(tensor(queries, self.device.torch_name))
+        found, at = best(asked.half(), self.held.high, None, k, self.device.scratch_bytes)
+        return found.float().cpu().numpy() / (scales[:, None] * np.float32(self._scale)), at.cpu().numpy()
 
     def _search(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        if not self._half:
-            return super()._search(queries, k, effort, within)
-        error = max(half_error(queries.shape[1]) + _ROUND_PRODUCT, SAFETY * self.off) * self._longest
-
-        def rough(asked: Floats, width: int) -> tuple[Floats, Rows]:
-            return OnDevice._search(self, asked, width, effort, within)
-
-        return certain(self.space, queries, k, within, rough, error)
+        found, rows = super()._search(queries, k, effort, within)
+        unsure = np.flatnonzero(rows[:, 0] < 0)
+        if len(unsure):
+            vectors = self.space.vectors
+            found[unsure], rows[unsure] = scan(vectors.matrix, vectors.flat, queries[unsure], k, within)
+        return found, rows
