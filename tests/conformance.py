@@ -209,7 +209,7 @@ def test_opened_again_it_answers_the_same(case: Case, asked: Array) -> None:
     before = case.search(queries, 10)
     first, case.backend = case.backend, case.open()
     again = case.search(queries, 10)
-    if case.kind == "cagra":  # its graph is made anew, not quite the same
+    if case.kind in ("cagra", "gpu-ivf", "gpu-ivfpq"):  # made anew on the device, not quite the same
         assert recall_of(again[1], before[1]) >= 0.95
     else:
         np.testing.assert_array_equal(before[1], again[1])

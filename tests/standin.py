@@ -48,7 +48,7 @@ class GpuIndexIVFFlatConfig(_Config):
 class GpuIndexIVFPQConfig(GpuIndexIVFFlatConfig):
     def __init__(self) -> None:
         super().__init__()
-        self.interleavedLayout = False
+        self.interleavedLayout = self.useFloat16LookupTables = False
 
 
 class GpuIndexCagraConfig(_Config):
@@ -68,6 +68,7 @@ class StandIn:
     """The module: hand it to ``monkeypatch`` in place of ``library.installed``. ``fail`` makes every search and build
     raise what it holds, ``gate`` (a lock) holds them up."""
 
+    Float32, Float16 = faiss.Float32, faiss.Float16
     METRIC_INNER_PRODUCT, METRIC_L2 = faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2
     graph_build_algo_NN_DESCENT = 1
     IDSelectorBitmap = faiss.IDSelectorBitmap
@@ -194,12 +195,18 @@ class _Graph(_Index):
         super().__init__(module, config, faiss.IndexHNSWFlat(d, config.graph_degree // 2, metric))
         self._inner.hnsw.efConstruction = config.intermediate_graph_degree
 
-    def train(self, x: Any) -> None:
+    def train(self, x: Any, numeric_type: int = faiss.Float32) -> None:
         self._module.touched("train graph", len(x), 0)
-        self._inner.add(x)
+        self._type = numeric_type
+        self._inner.add(self._as_held(x))
 
-    def search(self, x: Any, k: int, params: Any = None) -> Any:
+    def _as_held(self, x: Any) -> Any:
+        return x.astype(np.float16).astype(np.float32) if self._type == faiss.Float16 else x
+
+    def search(self, x: Any, k: int, params: Any = None, numeric_type: int = faiss.Float32) -> Any:
         assert params is None or k <= params.itopk_size
+        assert numeric_type == self._type, "FAISS says so, too"
+        x = self._as_held(x)
         self._module.touched("search graph", len(x), k)
         width = 64 if params is None else params.itopk_size
         settings = {"efSearch": width, "sel": self._heeded(params)}

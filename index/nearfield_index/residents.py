@@ -170,7 +170,9 @@ def chosen(device: Device, rows: int, columns: int, metric: Metric) -> Forms:
     left = device.most_bytes - device.bytes_held
 
     def fits(*kinds: type[OnDevice] | None) -> bool:
-        return sum(kind.bytes_needed(rows, columns, metric) for kind in kinds if kind is not None) <= left
+        real = [kind for kind in kinds if kind is not None]
+        meanwhile = max((kind.bytes_to_make(rows, columns) for kind in real), default=0)
+        return sum(kind.bytes_needed(rows, columns, metric) for kind in real) + meanwhile <= left
 
     flat: type[GpuFlat] = GpuFlat if metric is Metric.L2 else GpuFlatHalf
     gather = Gathered if Gathered.available() else None

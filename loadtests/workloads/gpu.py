@@ -41,6 +41,7 @@ _SERVED_BY = {"cagra-hnsw": ("cagra", "hnsw")}
 _BATCHES, _QUICK_BATCHES = (1, 10, 100, 1_000, 10_000), (1, 10, 100)
 _SHARES, _QUICK_SHARES = (1.0, 0.5, 0.1, 0.01), (1.0, 0.1)
 _JUDGED = 200
+_FEW, _MANY = 100, 1_000  # queries of a call: cuVS walks a graph another way for few than for many
 _PARAMS = BuildParams(m=16, ef_construction=200)
 _TIMES, _ENOUGH_S = 5, 2.0
 _TOO_LONG_S, _QUICK_TOO_LONG_S = 30.0, 2.0
@@ -119,8 +120,10 @@ class _Match:
         faiss.omp_set_num_threads(threads)
         self._bench.samples.add("plan", plan=plan, build_s=perf_counter() - start, bytes=searcher.nbytes, skipped=None)
         for each in self._filters:
-            effort, recall = self._tuned(searcher, each)
-            for batch, seconds in self._timed(searcher, each, effort):
+            few = self._tuned(searcher, each, _FEW)
+            many = self._tuned(searcher, each, _MANY) if isinstance(searcher, OnDevice) else few
+            for batch, seconds in self._timed(searcher, each, few[0], many[0]):
+                effort, recall = many if batch >= _MANY else few
                 self._bench.samples.add(
                     "time",
                     plan=plan,
@@ -144,13 +147,18 @@ class _Match:
             return "not for l2"
         return None
 
-    def _tuned(self, searcher: Backend, each: _Filter) -> tuple[int, float]:
-        """The least effort that gives the recall asked for, or the most there is, and the recall it gives."""
-        asked, k = self._queries[:_JUDGED], self._bench.options.k
+    def _tuned(self, searcher: Backend, each: _Filter, at_once: int) -> tuple[int, float]:
+        """The least effort that gives the recall asked for, or the most there is, and the recall it gives, with so many
+        queries in a call."""
+        judged, k = self._queries[:_JUDGED], self._bench.options.k
+        asked = np.resize(judged, (max(at_once, len(judged)), judged.shape[1]))
         recall = 0.0
         for effort in searcher.efforts or (0,):
-            _, rows = searcher.search(asked, k, effort=effort, within=each.within)
-            recall = self._recall(rows, each)
+            calls = [
+                searcher.search(asked[start : start + at_once], k, effort=effort, within=each.within)[1]
+                for start in range(0, len(judged), at_once)
+            ]
+            recall = self._recall(np.concatenate(calls)[: len(judged)], each)
             if recall >= self._bench.options.recall:
                 break
         return effort, recall
@@ -164,14 +172,16 @@ class _Match:
             raise ValueError("a plan answered with rows that do not pass the filter")
         return sum(found["right"]) / max(1, sum(found["possible"]))
 
-    def _timed(self, searcher: Backend, each: _Filter, effort: int) -> Iterator[tuple[int, float | None]]:
-        """Median seconds by batch; None from the batch on that would take too long."""
+    def _timed(self, searcher: Backend, each: _Filter, few: int, many: int) -> Iterator[tuple[int, float | None]]:
+        """Median seconds by batch, at the effort for few queries or many; None from the batch on that would take too
+        long."""
         limit = _QUICK_TOO_LONG_S if self._bench.options.quick else _TOO_LONG_S
         k, before = self._bench.options.k, 0.0
         for number, batch in enumerate(self._batches):
             if number and before * batch / self._batches[number - 1] > 2 * limit:
                 yield batch, None
                 continue
+            effort = many if batch >= _MANY else few
             queries = np.resize(self._queries, (batch, self._queries.shape[1]))
             searcher.search(queries[: min(batch, 100)], k, effort=effort, within=each.within)
             taken: list[float] = []

@@ -6,6 +6,7 @@ is made from it again, or anew, at any time.
 
 from __future__ import annotations
 
+from math import gcd
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,12 +23,17 @@ from nearfield_index.schema import Metric
 from nearfield_index.storage.indexes import write_index
 
 _DEGREE = 32
+_MOST_WIDER, _ALIKE = 12, 8
 _STEP = 32
 _MOST_K = 512
 
 
 class Cagra(OnDevice):
-    """Graph search on the device; ``effort`` is itopk_size, never below k. Takes filters while it walks."""
+    """Graph search on the device; ``effort`` is itopk_size, never below k. Takes filters while it walks.
+
+    Under cosine rows lie there in float16: a walk is bound by the bytes it reads. Products are those of the rounded
+    rows then.
+    """
 
     kind: ClassVar[str] = "cagra"
     efforts: ClassVar[tuple[int, ...]] = (32, 64, 96, 128, 192, 256, 384, 512)
@@ -36,7 +42,6 @@ class Cagra(OnDevice):
     most_k: ClassVar[int] = _MOST_K
 
     def __init__(self, space: Space, device: Device) -> None:
-        # Read by the index as long as it lives.
         self._plain = Plain.of(space) if len(space.vectors.matrix) >= LEAST_ROWS else None
         super().__init__(space, device)
 
@@ -67,7 +72,7 @@ class Cagra(OnDevice):
 
     @classmethod
     def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
-        return _needed(rows, columns + 1, _DEGREE)
+        return _needed(rows, columns + 1, _DEGREE, 2 if metric is Metric.COSINE else 4)
 
     @property
     def plain(self) -> Plain:
@@ -78,8 +83,11 @@ class Cagra(OnDevice):
     def _put(self) -> seam.Held | str:
         if self._plain is None:
             return "too few rows: they are scanned"
-        index, made_with = _trained(self.device, self._plain, _DEGREE)
-        return seam.Held(self.device.faiss, index, made_with)
+        half = self._plain.metric is Metric.COSINE
+        index, made_with = _trained(self.device, self._plain, _DEGREE, half=half)
+        # On the device now. What is left here is asked for form only.
+        self._plain = self._plain.without_rows()
+        return seam.Held(self.device.faiss, index, made_with, half=half)
 
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         asked = self.plain.asked(queries)
@@ -91,7 +99,7 @@ class Cagra(OnDevice):
 
 def served_by_cpu(device: Device, plain: Plain, m: int) -> Any:
     """A graph of ``2 m`` links a row built on the device, as the HNSW graph that the CPU walks; without its rows."""
-    index, _ = _trained(device, plain, 2 * m)
+    index, _ = _trained(device, plain, 2 * m, half=False)
     columns, metric = plain.columns, _metric(plain)
     copied = faiss.IndexHNSWCagra(columns, m, metric)
     copied.base_level_only = False  # with its upper levels it is walked as any HNSW graph
@@ -102,25 +110,42 @@ def served_by_cpu(device: Device, plain: Plain, m: int) -> Any:
     return graph
 
 
-def _trained(device: Device, plain: Plain, degree: int) -> tuple[Any, Any]:
-    """In the worker's thread."""
+def _trained(device: Device, plain: Plain, degree: int, *, half: bool) -> tuple[Any, Any]:
+    """In the worker's thread. Whoever copies the graph must keep the rows until then."""
+    library = device.faiss
     made_with = seam.config(
-        device.faiss,
+        library,
         "GpuIndexCagraConfig",
         device.number,
         graph_degree=degree,
-        intermediate_graph_degree=2 * degree,
-        build_algo=device.faiss.graph_build_algo_NN_DESCENT,
+        intermediate_graph_degree=intermediate_degree(len(plain.matrix), degree),
+        build_algo=library.graph_build_algo_NN_DESCENT,
         guarantee_connectivity=True,
     )
-    index = device.faiss.GpuIndexCagra(device.resources, plain.columns, _metric(plain), made_with)
-    index.train(plain.matrix)  # which reads them later, too
+    index = library.GpuIndexCagra(device.resources, plain.columns, _metric(plain), made_with)
+    index.train(plain.matrix, numeric_type=library.Float16 if half else library.Float32)
     return index, made_with
 
 
-def _needed(rows: int, columns: int, degree: int) -> int:
-    """Bytes of rows, graph, and the graph of twice the degree that it is pruned from."""
-    return rows * 4 * (columns + 3 * degree)
+def intermediate_degree(rows: int, degree: int) -> int:
+    """Links of a row in the graph that is pruned to ``degree``: at least twice as many, and no number at which cuVS
+    begins with the same neighbours for many rows and ends with a graph of low recall (its issue 2273).
+
+    Neighbours to begin with are windows of a shuffled list of all rows, by 32 and ``wide`` apart. Where that has a
+    large divisor in common with the length of the list, windows repeat.
+    """
+
+    def alike(links: int) -> int:
+        wide = -(-int(links * (1.0 if links <= 32 else 1.3)) // 32) * 32
+        return gcd(wide, -(-rows // (wide // 32)))
+
+    tried = range(2 * degree, _MOST_WIDER * degree)
+    return next((links for links in tried if alike(links) <= _ALIKE), min(tried, key=alike))
+
+
+def _needed(rows: int, columns: int, degree: int, each: int = 4) -> int:
+    """Bytes of rows, graph, and the graph of two to four times the degree that it is pruned from."""
+    return rows * (each * columns + 4 * (degree + intermediate_degree(rows, degree)))
 
 
 def _metric(plain: Plain) -> int:

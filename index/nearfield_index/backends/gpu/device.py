@@ -38,7 +38,8 @@ class Device:
         free, total = seam.memory(self.number)
         self.most_bytes = min(int(total * options.memory_share), free)
         self.scratch_bytes = min(_SCRATCH_BYTES, self.most_bytes // _SCRATCH_SHARE)
-        self._taken = self.scratch_bytes
+        # FAISS's own, and as much again that cuVS and PyTorch take for a call: nobody tells them where.
+        self._taken = 2 * self.scratch_bytes
         self._lock = Lock()
         self.health = Health(self.name)
         self.worker = Worker(self.name, self.health, self._probe)

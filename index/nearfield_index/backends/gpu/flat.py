@@ -13,13 +13,13 @@ from nearfield_index.backends.exact import nothing, scan
 from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device
 from nearfield_index.backends.gpu.health import DeviceFailed
-from nearfield_index.backends.gpu.searcher import MOST_QUERIES, OnDevice, reranked
+from nearfield_index.backends.gpu.lengths import lengths, longest_row, odd, power_of_two
+from nearfield_index.backends.gpu.searcher import OnDevice, reranked
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.errors import InvalidRequest
 from nearfield_index.schema import Metric
 
-Doubles = np.ndarray[Any, np.dtype[np.float64]]
 Call = Callable[[Floats, int, int, Bitmap | None], tuple[Floats, Rows]]
 
 _PROBES = 32
@@ -28,10 +28,7 @@ SAFETY = 4.0
 
 _ROUND_ROWS = 2.0**-10  # a product of two vectors that were both rounded to float16, by their lengths
 _VANISHED = 2.0**-22  # what is too small for float16 is lost there, by the root of the columns
-_CSR_SHARE = 0.1
-_CSR_BYTES = 24  # of an entry of the product that cuVS makes of queries and passing rows, with room to sort
 _SPARE = 32
-_LEAST_LENGTH, _MOST_LENGTH = 1e-30, 1e30
 _SEED = 20_261_125
 
 MOST_WIDTH = 16_384
@@ -72,12 +69,6 @@ class GpuFlat(OnDevice):
     def _rows(self, matrix: Floats) -> Floats:
         return np.ascontiguousarray(matrix)
 
-    def most_queries(self, k: int, within: Bitmap | None) -> int:
-        """Under a selective filter cuVS makes an entry of every query and passing row."""
-        if within is None or within.share > _CSR_SHARE:
-            return MOST_QUERIES
-        return max(1, min(MOST_QUERIES, self.device.scratch_bytes // (_CSR_BYTES * max(1, within.count))))
-
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         held: seam.Held = self.held
         return held.search(queries, k, within=within, parameters="SearchParameters")
@@ -100,6 +91,11 @@ class GpuFlatHalf(GpuFlat):
         self.longest = longest_half(space.vectors.matrix)
         self._scale = float(power_of_two(np.float64(self.longest)))
         super().__init__(space, device)
+
+    @classmethod
+    def bytes_to_make(cls, rows: int, columns: int) -> int:
+        """FAISS brings them there in float32, all at once."""
+        return rows * columns * 4
 
     def _rows(self, matrix: Floats) -> Floats:
         return np.ascontiguousarray(matrix * np.float32(self._scale))
@@ -168,34 +164,12 @@ def half_error(columns: int) -> float:
     return _ROUND_ROWS + sqrt(columns) * _VANISHED + single_error(columns)
 
 
-def lengths(queries: Floats) -> Doubles:
-    """Of each."""
-    found: Doubles = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
-    return found
-
-
-def longest_row(matrix: Floats) -> float:
-    """The length of the longest row; 0 of none."""
-    return float(lengths(matrix).max(initial=0.0))
-
-
 def longest_half(matrix: Floats) -> float:
     """The same, for rows that are to be float16. Raises :class:`DeviceFailed` where no scale brings them there."""
     longest = longest_row(matrix)
     if longest and odd(np.float64(longest)):
         raise DeviceFailed(f"rows of length {longest:.3g} are not for float16")
     return longest
-
-
-def odd(long: Doubles | np.float64) -> Any:
-    """Whether lengths are too small or large for :func:`power_of_two`, or nothing at all."""
-    return ~((long > _LEAST_LENGTH) & (long < _MOST_LENGTH))
-
-
-def power_of_two(long: Doubles | np.float64) -> Doubles:
-    """What brings lengths below 1, but not below a half, and changes no digit; 1 for odd ones."""
-    made: Doubles = np.where(odd(long), 1.0, np.ldexp(1.0, -np.frexp(long)[1]))
-    return made
 
 
 def deviation(index: OnDevice, call: Call) -> float:

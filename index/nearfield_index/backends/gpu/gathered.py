@@ -21,11 +21,9 @@ from nearfield_index.backends.gpu.flat import (
     first_width,
     half_error,
     longest_half,
-    longest_row,
-    odd,
-    power_of_two,
     single_error,
 )
+from nearfield_index.backends.gpu.lengths import longest_row, odd, power_of_two
 from nearfield_index.backends.gpu.searcher import OnDevice
 from nearfield_index.backends.gpu.tensors import LOST, Halves, best, passing, tensor, whole
 from nearfield_index.bitmap import Bitmap

@@ -18,6 +18,7 @@ _LEAST_PER_LIST = 39
 _DIMS_PER_CODE = 8
 _REFINED, _LEAST_REFINED = 8, 128
 _MOST_K = 2_048
+_BLOCK_BYTES = 512 * 1024 * 1024
 _SEED = 20_261_125
 
 
@@ -41,6 +42,15 @@ class GpuIvf(OnDevice):
     def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
         return rows * (4 * (columns + 1) + 8)
 
+    @classmethod
+    def bytes_to_make(cls, rows: int, columns: int) -> int:
+        """Those of a block of rows: what FAISS with cuVS is given, it has there in float32 first."""
+        return min(rows, cls._block_rows(columns)) * 4 * (columns + cls.multiple)
+
+    @classmethod
+    def _block_rows(cls, columns: int) -> int:
+        return max(1, _BLOCK_BYTES // (4 * columns))
+
     @property
     def plain(self) -> Plain:
         """The rows as they were put into lists."""
@@ -50,12 +60,14 @@ class GpuIvf(OnDevice):
     def _put(self) -> seam.Held | str:
         if self._plain is None:
             return "too few rows: they are scanned"
-        plain, library = self._plain, self.device.faiss
+        plain, library, rows = self._plain, self.device.faiss, len(self._plain.matrix)
         metric = library.METRIC_INNER_PRODUCT if plain.metric is Metric.COSINE else library.METRIC_L2
         index, made_with = self._empty(library, plain.columns, metric)
-        sample = np.random.default_rng(_SEED).permutation(len(plain.matrix))[: _PER_LIST * self.lists]
+        block = self._block_rows(plain.columns)
+        sample = np.random.default_rng(_SEED).permutation(rows)[: min(block, _PER_LIST * self.lists)]
         index.train(np.ascontiguousarray(plain.matrix[np.sort(sample)]))
-        index.add(plain.matrix)
+        for start in range(0, rows, block):
+            index.add(plain.matrix[start : start + block])
         # On the device now. What is left here is asked for form only.
         self._plain = plain.without_rows()
         return seam.Held(library, index, made_with)
@@ -84,7 +96,9 @@ class GpuIvfPq(GpuIvf):
         return rows * (columns // _DIMS_PER_CODE + 1 + 8)
 
     def _empty(self, library: Any, columns: int, metric: int) -> tuple[Any, Any]:
-        made_with = seam.config(library, "GpuIndexIVFPQConfig", self.device.number, interleavedLayout=True)
+        made_with = seam.config(
+            library, "GpuIndexIVFPQConfig", self.device.number, interleavedLayout=True, useFloat16LookupTables=True
+        )
         args = (self.device.resources, columns, self.lists, columns // _DIMS_PER_CODE, 8, metric, made_with)
         return library.GpuIndexIVFPQ(*args), made_with
 

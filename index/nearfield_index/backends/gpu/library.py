@@ -104,9 +104,11 @@ def brute_force(
 class Held:
     """A FAISS index on a device and the config it was made with. Every selector passes here and nowhere else."""
 
-    def __init__(self, library: Any, index: Any, made_with: Any) -> None:
+    def __init__(self, library: Any, index: Any, made_with: Any, *, half: bool = False) -> None:
+        """``half``: it holds float16 and is asked in it."""
         self.index = index
         self._library = library
+        self._more = {"numeric_type": library.Float16} if half else {}
         # cuVS must be asked for, and the device must be new enough for it: an old one falls back without a word.
         self._heeds = bool(made_with.use_cuvs) and bool(library.should_use_cuvs(made_with))
 
@@ -122,7 +124,7 @@ class Held:
                 raise FilterIgnored(f"{type(self.index).__name__} without cuVS ignores filters")
             settings["sel"] = self._library.IDSelectorBitmap(within.bits())
         params = getattr(self._library, parameters)(**settings) if settings else None
-        found, rows = self.index.search(queries, k, params=params)
+        found, rows = self.index.search(queries, k, params=params, **self._more)
         # cuVS counts rows in 32 bits, and what is missing may come back as the largest number of them.
         rows = np.where((rows >= 0) & (rows < self.index.ntotal), rows, -1)
         if within is not None:

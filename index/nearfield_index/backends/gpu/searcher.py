@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -13,6 +14,7 @@ from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
 from nearfield_index.backends.exact import nothing, pad, scan
 from nearfield_index.backends.gpu.device import Device, current
 from nearfield_index.backends.gpu.health import DeviceFailed, IndexClosed
+from nearfield_index.backends.gpu.lengths import longest_row, power_of_two
 from nearfield_index.backends.hnsw import equally_long
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
@@ -22,7 +24,11 @@ LEAST_ROWS = 1_000
 """Fewer rows are no graph's and no quantizer's business: they are scanned."""
 
 _CLOSE_S = 2.0
-_WARM_K, _WARM_BATCHES, _WARM_STEPS = 16, (1, 64), (2, 50)
+_WARM_STEPS = (2, 50)
+_WARM_KS, _WARM_BATCHES = (16, 300), (1, 64, 512)  # cuVS has kernels of their own for wide answers, and large batches
+
+_CSR_SHARE = 0.11  # cuVS's own is a tenth, in float32
+_CSR_BYTES = 24  # of an entry of the product that cuVS makes of queries and passing rows, with room to sort
 
 MOST_QUERIES = 16_384
 """Of one call."""
@@ -45,8 +51,9 @@ class OnDevice(ABC):
         self.device = device
         rows, columns = space.vectors.matrix.shape
         self._nbytes = self.bytes_needed(rows, columns, space.metric)
-        if not device.take(self._nbytes):
-            raise DeviceFailed(f"{self._nbytes:,} bytes are more than is left of the memory share")
+        meanwhile = self.bytes_to_make(rows, columns)
+        if not device.take(self._nbytes + meanwhile):
+            raise DeviceFailed(f"{self._nbytes + meanwhile:,} bytes are more than is left of the memory share")
         self._held: Any = None
         try:
             device.worker.run(self._make)
@@ -56,6 +63,8 @@ class OnDevice(ABC):
             if isinstance(error, Exception) and not isinstance(error, DeviceFailed):
                 raise DeviceFailed(f"{self.kind} could not be made: {error}") from error
             raise
+        finally:
+            device.give_back(meanwhile)
 
     @classmethod
     def build(cls, path: Path, space: Space, params: BuildParams, *, threads: int, step: Step) -> None:
@@ -71,6 +80,11 @@ class OnDevice(ABC):
     @abstractmethod
     def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
         """Bytes it will take on the device."""
+
+    @classmethod
+    def bytes_to_make(cls, rows: int, columns: int) -> int:
+        """Bytes more that it takes there while it is made."""
+        return 0
 
     @abstractmethod
     def _put(self) -> Any:
@@ -91,16 +105,22 @@ class OnDevice(ABC):
         effort = self.efforts[0] if self.efforts else 0
         filters = [None, *(Bitmap.from_rows(n, np.arange(0, n, step)) for step in _WARM_STEPS)]
         for within in filters:
-            for count in _WARM_BATCHES:
-                queries = np.ascontiguousarray(matrix[:count])
-                self.call(queries, min(_WARM_K, n if within is None else within.count), effort, within)
+            most_k = min(self.most_k, n if within is None else within.count)
+            for count, k in product(_WARM_BATCHES, _WARM_KS):
+                count = min(count, self.most_queries(k, within))
+                self.call(np.ascontiguousarray(matrix[:count]), min(k, most_k), effort, within)
 
     @property
     def nbytes(self) -> int:
         return self._nbytes
 
     def most_queries(self, k: int, within: Bitmap | None) -> int:
-        return MOST_QUERIES
+        """Of one call. Behind a selective filter cuVS makes a bit of every query and row, and an entry of each that
+        passes."""
+        if within is None or within.share > _CSR_SHARE:
+            return MOST_QUERIES
+        each = _CSR_BYTES * max(1, within.count) + within.n // 8
+        return max(1, min(MOST_QUERIES, self.device.scratch_bytes // each))
 
     def search(self, queries: Floats, k: int, *, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         n = len(self.space.vectors.matrix)
@@ -141,6 +161,7 @@ class Plain(NamedTuple):
     """Rows in the form that graphs and inverted lists are made of: under cosine by product, else by L2 distance.
 
     Those of dot are all made equally long (:func:`equally_long`), which leaves one order for product and distance.
+    All are brought to a length of at most 1, since graphs are built by their float16 products.
     """
 
     matrix: Floats
@@ -148,21 +169,27 @@ class Plain(NamedTuple):
     columns: int
     length: float
     """Of every row, under dot."""
+    scale: float
+    """The power of two that all numbers were multiplied by."""
 
     @classmethod
     def of(cls, space: Space, *, multiple: int = 1) -> Plain:
         """``multiple``: columns are filled up with zeros, which change no distance, to a multiple of this."""
         matrix = original(space.vectors.matrix, space.metric)
-        length = 0.0
+        length, scale = 0.0, 1.0
         if space.metric is Metric.DOT:
             matrix = equally_long(matrix)
-            length = float(np.linalg.norm(matrix[:1].astype(np.float64)))
+            length = longest_row(matrix[:1])
+        if space.metric is not Metric.COSINE:
+            scale = float(power_of_two(np.float64(longest_row(matrix))))
+            matrix = matrix * np.float32(scale)
         columns = -(-matrix.shape[1] // multiple) * multiple
-        return cls(_filled(matrix, columns), space.metric, columns, length)
+        return cls(_filled(matrix, columns), space.metric, columns, length * scale, scale)
 
     def asked(self, queries: Floats) -> Floats:
         """Queries in search form as such rows are asked."""
-        return _filled(original(queries, self.metric), self.columns)
+        asked = _filled(original(queries, self.metric), self.columns)
+        return asked if self.metric is Metric.COSINE else asked * np.float32(self.scale)
 
     def without_rows(self) -> Plain:
         """The form alone, once the rows lie elsewhere."""
@@ -173,7 +200,8 @@ class Plain(NamedTuple):
         if self.metric is Metric.COSINE:
             return found
         squares = np.einsum("ij,ij->i", asked, asked)[:, None] + np.float32(self.length**2)
-        made: Floats = (squares - found) * np.float32(0.5)
+        with np.errstate(over="ignore"):  # the distance of no row is the largest number
+            made: Floats = (squares - found) * np.float32(0.5) / np.float32(self.scale) / np.float32(self.scale)
         return made
 
 

@@ -131,7 +131,8 @@ def _largest(scores: Any, width: int) -> tuple[Any, Any]:
     """The largest of each row, largest first, and their columns.
 
     Every one of them lies in a group of columns whose maximum is among the ``width`` largest maxima, so all scores are
-    read once and only those of ``width`` groups are sorted. A group is columns that are ``groups`` apart: maxima of those are read in order.
+    read once and only those of ``width`` groups are sorted. The columns of a group are as far apart as there are
+    groups: their maxima are read in order.
     """
     import torch
 

@@ -15,7 +15,7 @@ if not hasattr(faiss, "GpuIndexCagra"):
 SETTINGS = {
     "GpuIndexFlatConfig": {"useFloat16": True},
     "GpuIndexIVFFlatConfig": {},
-    "GpuIndexIVFPQConfig": {"interleavedLayout": True},
+    "GpuIndexIVFPQConfig": {"interleavedLayout": True, "useFloat16LookupTables": True},
     "GpuIndexCagraConfig": {
         "graph_degree": 32,
         "intermediate_graph_degree": 64,
