@@ -9,6 +9,7 @@ the index would not heed it, and looks at what came back.
 from __future__ import annotations
 
 import ctypes
+from importlib.util import find_spec
 from typing import Any
 
 import faiss
@@ -33,6 +34,11 @@ def installed() -> Any:
 def problem(library: Any, number: int) -> str | None:
     """Why device ``number`` cannot be used, with what to do about it; None where it can."""
     if not hasattr(library, "StandardGpuResources"):
+        if find_spec("libcuvs") is not None:  # which only FAISS for GPUs brings along
+            return (
+                "another FAISS wheel was installed over the one for GPUs, and all own the same package: uninstall them "
+                "all, then install nearfield[server-gpu] alone"
+            )
         return "the installed FAISS cannot use a GPU: install nearfield[server-gpu] in place of nearfield[server]"
     if not hasattr(library, "GpuIndexCagra"):
         return "the installed FAISS has no cuVS, and its GPU indexes ignore filters: install nearfield[server-gpu]"
