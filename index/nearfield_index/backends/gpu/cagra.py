@@ -6,6 +6,7 @@ is made from it again, or anew, at any time.
 
 from __future__ import annotations
 
+import logging
 from math import gcd
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,8 @@ from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.schema import Metric
 from nearfield_index.storage.indexes import write_index
+
+_log = logging.getLogger(__name__)
 
 _DEGREE = 32
 _MOST_WIDER, _ALIKE = 12, 8
@@ -111,7 +114,18 @@ def served_by_cpu(device: Device, plain: Plain, m: int) -> Any:
 
 
 def _trained(device: Device, plain: Plain, degree: int, *, half: bool) -> tuple[Any, Any]:
-    """In the worker's thread. Whoever copies the graph must keep the rows until then."""
+    """In the worker's thread. Whoever copies the graph must keep the rows until then.
+
+    Of rows that are all alike cuVS may say that it cannot connect them: then the graph is taken as it comes.
+    """
+    try:
+        return _built(device, plain, degree, half=half, connected=True)
+    except RuntimeError as error:
+        _log.info("a graph is built again, without the guarantee that all of it is connected: %s", error)
+        return _built(device, plain, degree, half=half, connected=False)
+
+
+def _built(device: Device, plain: Plain, degree: int, *, half: bool, connected: bool) -> tuple[Any, Any]:
     library = device.faiss
     made_with = seam.config(
         library,
@@ -120,7 +134,7 @@ def _trained(device: Device, plain: Plain, degree: int, *, half: bool) -> tuple[
         graph_degree=degree,
         intermediate_graph_degree=intermediate_degree(len(plain.matrix), degree),
         build_algo=library.graph_build_algo_NN_DESCENT,
-        guarantee_connectivity=True,
+        guarantee_connectivity=connected,
     )
     index = library.GpuIndexCagra(device.resources, plain.columns, _metric(plain), made_with)
     index.train(plain.matrix, numeric_type=library.Float16 if half else library.Float32)

@@ -1,11 +1,22 @@
-"""Sizes at which cuVS builds graphs of low recall are stepped around (its issue 2273; it needs no GPU to tell)."""
+"""Graphs of a device, on a stand-in: one that cannot be connected is built all the same.
+
+Sizes at which cuVS builds graphs of low recall are stepped around (its issue 2273; it needs no GPU to tell).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nearfield_index.backends.gpu.cagra import intermediate_degree
+from nearfield_index.backends.base import Lists, Space
+from nearfield_index.backends.gpu.cagra import Cagra, intermediate_degree
+from nearfield_index.backends.gpu.device import Device
+from nearfield_index.backends.gpu.health import DeviceFailed
+from nearfield_index.schema import Metric
+from nearfield_index.storage.vectors import MappedVectors
+from standin import StandIn
 
 
 def windows(rows: int, links: int) -> int:
@@ -31,3 +42,27 @@ def test_rows_begin_with_different_neighbours(degree: int) -> None:
         assert 2 * degree <= links < 12 * degree
         places = -(-rows // (-(-int(links * (1.0 if links <= 32 else 1.3)) // 32)))
         assert windows(rows, links) >= places / 8, (rows, links)
+
+
+def test_a_graph_that_cannot_be_connected_is_built_without(
+    standin: StandIn, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = standin.GpuIndexCagra
+    refused: list[bool] = []
+
+    def strict(resources: object, d: int, metric: int, config: Any) -> Any:
+        refused.append(config.guarantee_connectivity)
+        if config.guarantee_connectivity or standin.fail:
+            raise RuntimeError("Some nodes have too many MST graph edges")
+        return made(resources, d, metric, config)
+
+    monkeypatch.setattr(standin, "GpuIndexCagra", strict)
+    rows = np.ones((1_100, 8), np.float32)
+    space = Space(Metric.DOT, MappedVectors.of(rows), Lists(np.array([0, len(rows)]), rows[:1].copy()))
+    index = Cagra(space, device)
+    assert refused == [True, False]
+    assert (index.search(rows[:3], 5, effort=64, within=None)[1] >= 0).all()
+    index.close()
+    monkeypatch.setattr(standin, "fail", RuntimeError("out of memory"))
+    with pytest.raises(DeviceFailed, match="could not be made"):
+        Cagra(space, device)
