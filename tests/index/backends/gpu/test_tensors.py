@@ -82,7 +82,6 @@ def test_near_ties_are_told_apart_and_what_cannot_be_is_scanned(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows nearer to each other than float16 tells, in blocks: more candidates decide, or the CPU does."""
-    monkeypatch.setattr(device, "scratch_bytes", 2 * 2 * 500 * 20)
     random = np.random.default_rng(7)
     near = np.ones((N, DIM), np.float32) + random.standard_normal((N, DIM)).astype(np.float32) * np.float32(1e-4)
     far = near * random.uniform(1e-3, 1e3, (N, 1)).astype(np.float32)
@@ -96,7 +95,9 @@ def test_near_ties_are_told_apart_and_what_cannot_be_is_scanned(
                 inner = queries.astype(np.float64) @ rows.astype(np.float64).T
                 inner[:, [] if within is None else ~within.mask()] = -np.inf
                 wanted = -np.sort(-inner, axis=1)[:, :10]
-                found, at = index.search(queries, 10, effort=0, within=within)
+                with monkeypatch.context() as patch:
+                    patch.setattr(device, "scratch_bytes", 2 * 2 * 500 * len(queries))
+                    found, at = index.search(queries, 10, effort=0, within=within)
                 np.testing.assert_allclose(found, wanted, rtol=3e-6)
                 np.testing.assert_allclose(np.take_along_axis(inner, at, 1), wanted, rtol=3e-6)
             index.close()
