@@ -18,9 +18,10 @@ import faiss
 import numpy as np
 import pytest
 
-from nearfield_index.backends.gpu import health
+from nearfield_index.backends.gpu import health, searcher
 from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device
+from nearfield_index.quality import on_device
 
 GIBIBYTE = 1 << 30
 RETRY_S = 0.02
@@ -225,6 +226,10 @@ def in_place(gpus: int = 1, memory: int = GIBIBYTE) -> Iterator[StandIn]:
         module = StandIn(gpus, memory)
         patch.setattr(seam, "installed", lambda: module)
         patch.setattr(seam, "memory", lambda number: (module.memory, module.memory))
+        # Neither prices nor kernels are what is tested, and large batches take the CPU long.
+        patch.setattr(on_device, "_BATCH", 64)
+        patch.setattr(on_device, "_MANY", 1)
+        patch.setattr(searcher, "_WARM_BATCHES", (1, 2))
         for name in ("_FIRST_RETRY_S", "_LAST_RETRY_S"):  # a lost device is tried again soon
             patch.setattr(health, name, RETRY_S)
         yield module

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nearfield_index.backends.base import Mask, Rows
 from nearfield_index.backends.coded import CodedIvf
-from nearfield_index.backends.exact import first
 from nearfield_index.execution.asked import Asked, Walked, passed
 from nearfield_index.execution.clusters import choose
+from nearfield_index.execution.topk import united
 from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -65,23 +64,3 @@ def both_heeding(asked: Asked, *, effort: int, lists: int) -> Walked:
 def wider(here: FieldPart, width: int) -> int:
     """So many rows or more, of which fewer are different: queries that want about as many then share a scan."""
     return min(len(here), ceil(_WIDER ** ceil(log(width) / log(_WIDER))))
-
-
-def united(rows: Rows, scored: Doubles, others: Rows, theirs: Doubles) -> tuple[Rows, Doubles, Mask, Mask]:
-    """The best of both, as many as of each ``(n, k)``, best first and padded with -1 and -inf; and which of them are
-    among the first, and among the others."""
-    k = rows.shape[1]
-    every, values = np.concatenate([rows, others], axis=1), np.concatenate([scored, theirs], axis=1)
-    order = np.argsort(every, axis=1, kind="stable")
-    line = np.take_along_axis(every, order, 1)
-    same = line[:, 1:] == line[:, :-1]
-    again, twice = np.zeros(every.shape, dtype=np.bool_), np.zeros(every.shape, dtype=np.bool_)
-    np.put_along_axis(again, order[:, 1:], same, 1)
-    np.put_along_axis(twice, order[:, :-1], same, 1)
-    values[again | (every < 0)] = -np.inf
-    best = first(values, k)
-    values = np.take_along_axis(values, best, 1)
-    there = ~np.isneginf(values)
-    mine = there & (best < k)
-    theirs_too = there & ((best >= k) | np.take_along_axis(twice, best, 1))
-    return np.where(there, np.take_along_axis(every, best, 1), -1), values, mine, theirs_too

@@ -20,6 +20,7 @@ from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
 from nearfield_index.execution.cost import Calibration
 from nearfield_index.execution.curves import rounded_down
+from nearfield_index.execution.topk import united
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
 
@@ -132,7 +133,7 @@ def _choose_one(
 
 
 def look_elsewhere(asked: Asked, which: Rows, done: Walked, *, effort: int, depth: float) -> None:
-    """Answer ``which`` of the queries from clusters that have rows which pass, or else exactly.
+    """Add to the answers to ``which`` of the queries from clusters that have rows which pass, or else answer exactly.
 
     ``effort`` was too little; ``depth`` is how deep in the ranking of all rows they looked (0: not known).
     """
@@ -150,7 +151,8 @@ def look_elsewhere(asked: Asked, which: Rows, done: Walked, *, effort: int, dept
     # Far down, rows are so close to each other in rank that the codes confuse more of them.
     deep = ceil(min(depth, _DEEP) * share)
     found, rows = here.clusters.search(queries[which], k, effort=effort, within=within, deep=deep)
-    done.rows[which], done.scored[which] = rows, here.found_scores(queries[which], rows, found)
+    scored = here.found_scores(queries[which], rows, found)
+    done.rows[which], done.scored[which], _, _ = united(done.rows[which], done.scored[which], rows, scored)
     done.recall[which] = min(way.recall for way in ways)
     done.again.append(which)
     complete(asked, which, done)

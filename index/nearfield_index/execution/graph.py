@@ -19,10 +19,10 @@ import numpy as np
 from nearfield_index.backends.base import Floats, Mask, Rows
 from nearfield_index.backends.coded import VALUES, CodedIvf
 from nearfield_index.execution.asked import Asked, Walked, complete, exactly, lacking, passed
-from nearfield_index.execution.beside import both_heeding, look_beside, united, wider
+from nearfield_index.execution.beside import both_heeding, look_beside, wider
 from nearfield_index.execution.clusters import look_elsewhere, through_clusters
 from nearfield_index.execution.cost import WALKED
-from nearfield_index.execution.curves import rounded_down
+from nearfield_index.execution.curves import Setting, rounded_down
 from nearfield_index.execution.plan import shapes_of, togetherness
 from nearfield_index.filters.compiled import Compiled
 from nearfield_index.segments.part import FieldPart
@@ -183,14 +183,8 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
     depth = min(max(k / share, effort / _MOST_STEP), _MOST_STEP * effort)
     longer = calibration.at_depth(depth, target, least=int(_LEAST_STEP * effort))
     longer_us = np.inf if longer is None else longer.us
-    count = passing.counted().likely
-    scan_us = calibration.exact_us(count, contiguous=False, queries=len(which))
-    selectivity = rounded_down(count / passing.n)
-    clusters = None
-    if here.clusters is not None:
-        clusters = calibration.setting(selectivity=selectivity, k=k, target=target, shapes=("random", "run"))
-    bitmap_us = calibration.prices.bitmap_of(selectivity) / len(which)
-    if clusters is not None and _AFAR * clusters.us + bitmap_us < min(scan_us, longer_us):
+    clusters, clusters_us, scan_us = _elsewhere(asked, passing, len(which))
+    if clusters is not None and clusters_us < min(scan_us, longer_us):
         if isinstance(here.clusters, CodedIvf):
             looked = k * (width + 1) / (float(np.median(done.counts[which])) + 0.5)
             look_elsewhere(asked, which, done, effort=clusters.effort, depth=looked)
@@ -207,10 +201,24 @@ def _otherwise(asked: Asked, which: Rows, done: Walked, *, effort: int, width: i
     return which, longer.effort
 
 
+def _elsewhere(asked: Asked, passing: Compiled, queries: int) -> tuple[Setting | None, float, float]:
+    """Lists wherever rows pass, what they cost each of so many queries (inf where there are none), and what an exact
+    scan does."""
+    here, calibration, _, _, k, target, _ = asked
+    count = passing.counted().likely
+    scan_us = calibration.exact_us(count, contiguous=False, queries=queries)
+    share = rounded_down(count / passing.n)
+    found = None
+    if here.clusters is not None:
+        found = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
+    us = np.inf if found is None else _AFAR * found.us + calibration.prices.bitmap_of(share) / queries
+    return found, us, scan_us
+
+
 def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort: int, width: int) -> Rows:
     """Answer those of ``which`` queries that looked far too deep by a walk and by lists that both heed a broad filter;
     give the others."""
-    _, calibration, _, _, k, target, _ = asked
+    k = asked.k
     far = k * (width + 1) / (done.counts[which] + 0.5) > _FAR * effort
     way = _heeding(asked, passing, effort) if far.any() else None
     if way is None:
@@ -220,18 +228,12 @@ def _heed(asked: Asked, passing: Compiled, which: Rows, done: Walked, *, effort:
     done.better(those, better)
     unsure = those[better.recall < _UNSURE]
     if len(unsure):
-        count = passing.counted().likely
-        scan_us = calibration.exact_us(count, contiguous=False, queries=len(unsure))
-        share = rounded_down(count / passing.n)
-        clusters = calibration.setting(selectivity=share, k=k, target=target, shapes=("random", "run"))
-        if clusters is None or _AFAR * clusters.us >= scan_us:
+        clusters, clusters_us, scan_us = _elsewhere(asked, passing, len(unsure))
+        if clusters is None or clusters_us >= scan_us:
             exactly(asked, unsure, done)
         else:
             looked = k * (width + 1) / (float(np.median(done.counts[unsure])) + 0.5)
-            before = done.of(unsure)
             look_elsewhere(asked, unsure, done, effort=clusters.effort, depth=looked)
-            rows, scored = done.rows[unsure], done.scored[unsure]
-            done.rows[unsure], done.scored[unsure], _, _ = united(before.rows, before.scored, rows, scored)
     complete(asked, those, done)
     left: Rows = which[~far]
     return left

@@ -1,4 +1,4 @@
-"""Merging candidates of several parts into one ranking."""
+"""Merging candidates of several parts, or of two looks at one, into one ranking."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nearfield_index.backends.base import Mask
+from nearfield_index.backends.exact import first
 from nearfield_index.segments.part import LivePart, Part
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -111,3 +113,23 @@ def _keys_at(keys: Ints, rows: Ints) -> Ints:
         return keys[rows]
     found: Ints = np.where(rows >= 0, keys[np.maximum(rows, 0)], -1) if len(keys) else np.full_like(rows, -1)
     return found
+
+
+def united(rows: Ints, scored: Doubles, others: Ints, theirs: Doubles) -> tuple[Ints, Doubles, Mask, Mask]:
+    """The best of both, as many as of each ``(n, k)``, best first and padded with -1 and -inf; and which of them are
+    among the first, and among the others."""
+    k = rows.shape[1]
+    every, values = np.concatenate([rows, others], axis=1), np.concatenate([scored, theirs], axis=1)
+    order = np.argsort(every, axis=1, kind="stable")
+    line = np.take_along_axis(every, order, 1)
+    same = line[:, 1:] == line[:, :-1]
+    again, twice = np.zeros(every.shape, dtype=np.bool_), np.zeros(every.shape, dtype=np.bool_)
+    np.put_along_axis(again, order[:, 1:], same, 1)
+    np.put_along_axis(twice, order[:, :-1], same, 1)
+    values[again | (every < 0)] = -np.inf
+    best = first(values, k)
+    values = np.take_along_axis(values, best, 1)
+    there = ~np.isneginf(values)
+    mine = there & (best < k)
+    theirs_too = there & ((best >= k) | np.take_along_axis(twice, best, 1))
+    return np.where(there, np.take_along_axis(every, best, 1), -1), values, mine, theirs_too

@@ -17,11 +17,12 @@ from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.backends.space import queried, stored
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.asked import Asked, Walked
-from nearfield_index.execution.beside import both_heeding, look_beside, united
+from nearfield_index.execution.beside import both_heeding, look_beside
 from nearfield_index.execution.cost import Calibration, Prices
 from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting, Tandem
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.graph import walk
+from nearfield_index.execution.topk import united
 from nearfield_index.filters.compiled import Known
 from nearfield_index.quality.calibration import load, save
 from nearfield_index.quality.probes import Probe
