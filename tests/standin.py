@@ -21,6 +21,7 @@ import pytest
 from nearfield_index.backends.gpu import health, searcher
 from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device
+from nearfield_index.backends.gpu.gathered import Gathered
 from nearfield_index.quality import on_device
 
 GIBIBYTE = 1 << 30
@@ -230,6 +231,13 @@ def in_place(gpus: int = 1, memory: int = GIBIBYTE) -> Iterator[StandIn]:
         patch.setattr(on_device, "_BATCH", 64)
         patch.setattr(on_device, "_MANY", 1)
         patch.setattr(searcher, "_WARM_BATCHES", (1, 2))
+        multiply = Gathered.call
+
+        def called(self: Gathered, queries: Any, k: int, effort: int, within: Any) -> Any:
+            module.touched("multiply", len(queries), k)  # so that PyTorch fails as the rest of a device does
+            return multiply(self, queries, k, effort, within)
+
+        patch.setattr(Gathered, "call", called)
         for name in ("_FIRST_RETRY_S", "_LAST_RETRY_S"):  # a lost device is tried again soon
             patch.setattr(health, name, RETRY_S)
         yield module

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
@@ -16,7 +16,7 @@ from nearfield_index.backends.gpu.cagra import Cagra
 from nearfield_index.backends.gpu.device import Device
 from nearfield_index.backends.gpu.flat import GpuFlat, GpuFlatHalf
 from nearfield_index.backends.gpu.gathered import Gathered
-from nearfield_index.backends.gpu.health import DeviceFailed
+from nearfield_index.backends.gpu.health import DeviceFailed, Unfit
 from nearfield_index.backends.gpu.ivf import GpuIvf, GpuIvfPq
 from nearfield_index.backends.gpu.searcher import OnDevice
 from nearfield_index.execution.device import DeviceFace, DeviceField
@@ -39,12 +39,12 @@ class Forms:
     """What a field becomes: a scanned matrix, the same for rows picked out, an index; each may be left out."""
 
     flat: type[GpuFlat] | None = None
-    gather: type[Gathered] | None = None
+    gathered: type[Gathered] | None = None
     index: type[OnDevice] | None = None
 
     @property
     def kinds(self) -> tuple[type[OnDevice], ...]:
-        return tuple(kind for kind in (self.flat, self.gather, self.index) if kind is not None)
+        return tuple(kind for kind in (self.flat, self.gathered, self.index) if kind is not None)
 
 
 class Residents:
@@ -107,7 +107,9 @@ class Residents:
             face = self._made(self._device, forms, part, sample, step, made)
         except DeviceFailed as error:
             self._close(made)
-            _log.warning("segment %s stays on the CPU for now: %s", segment.name, error)
+            if isinstance(error, Unfit):
+                self._not_before[key] = np.inf
+            _log.warning("segment %s stays on the CPU: %s", segment.name, error)
             return None
         except BaseException:
             self._close(made)
@@ -144,9 +146,9 @@ class Residents:
         """Free what segments that are gone had there."""
         with self._lock:
             gone = [self._faces.pop(key)[1] for key in [*self._faces] if key[0] in segments]
-            self._not_before = {key: at for key, at in self._not_before.items() if key[0] not in segments}
-            if gone:
-                self._not_before.clear()  # there is room again
+            kept = [(key, at) for key, at in self._not_before.items() if key[0] not in segments]
+            # Where something is gone, there is room again.
+            self._not_before = {key: at for key, at in kept if not gone or at == np.inf}
         for made in gone:
             self._close(made)
 
@@ -169,24 +171,31 @@ def chosen(device: Device, rows: int, columns: int, metric: Metric) -> Forms:
     wanted = device.options.form
     left = device.most_bytes - device.bytes_held
 
-    def fits(*kinds: type[OnDevice] | None) -> bool:
-        real = [kind for kind in kinds if kind is not None]
-        meanwhile = max((kind.bytes_to_make(rows, columns) for kind in real), default=0)
-        return sum(kind.bytes_needed(rows, columns, metric) for kind in real) + meanwhile <= left
+    def fits(forms: Forms) -> bool:
+        return _most_bytes(forms.kinds, rows, columns, metric) <= left
 
     flat: type[GpuFlat] = GpuFlat if metric is Metric.L2 else GpuFlatHalf
-    gather = Gathered if Gathered.available() else None
+    scans = [Forms(flat)]
+    if Gathered.available():
+        scans = [Forms(flat, Gathered), *scans, Forms(None, Gathered)]
+    scanned = next((each for each in scans if fits(each)), None)
     indexes: list[type[OnDevice]] = []
     if wanted in _INDEXES:
         indexes = [_INDEXES[wanted]]
-    elif wanted == "auto" and (rows > _SCANNED_ROWS or not fits(flat)):
+    elif wanted == "auto" and (rows > _SCANNED_ROWS or scanned is None):
         indexes = [Cagra, GpuIvf, GpuIvfPq]
-    # Everything, then without the second matrix, then without any, then smaller indexes.
+    # Everything, then without a second matrix, then without any, then smaller indexes.
     for index in indexes:
-        for scan, pick in ((flat, gather), (flat, None), (None, None)):
-            if fits(scan, pick, index):
-                return Forms(scan, pick, index)
-    for pick in (gather, None):
-        if wanted in ("auto", "flat") and fits(flat, pick):
-            return Forms(flat, pick)
-    return Forms()
+        for scan in (*scans, Forms()):
+            if fits(replace(scan, index=index)):
+                return replace(scan, index=index)
+    return scanned if scanned is not None and wanted in ("auto", "flat") else Forms()
+
+
+def _most_bytes(kinds: Sequence[type[OnDevice]], rows: int, columns: int, metric: Metric) -> int:
+    """What these take at most while they are made, one after the other."""
+    held = most = 0
+    for kind in kinds:
+        held += kind.bytes_needed(rows, columns, metric)
+        most = max(most, held + kind.bytes_to_make(rows, columns))
+    return most

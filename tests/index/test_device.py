@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from embedded import finished
+from nearfield_index import residents
 from nearfield_index.backends.gpu.device import for_builds, open_device
 from nearfield_index.backends.gpu.gathered import Gathered
 from nearfield_index.backends.gpu.setting import DeviceOptions
@@ -280,6 +282,36 @@ def test_memory_is_shared_out_and_freed(standin: StandIn, tmp_path: Path, dear_c
         assert device.bytes_held == empty + a_number * (N + 1) * DIM
         engine.drop_collection("c")
         assert device.bytes_held == empty
+
+
+@pytest.mark.parametrize(
+    ("bytes_a_number", "kinds"),
+    [(6.1, ["gpu-flat16", "gpu-gather"]), (5.9, ["gpu-gather"]), (3.9, []), (10.0, ["gpu-flat16", "gpu-gather"])],
+)
+def test_forms_are_those_that_fit_while_they_are_made(
+    bytes_a_number: float, kinds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 rows come to the device in float32, one form after the other."""
+    monkeypatch.setattr(Gathered, "available", classmethod(lambda cls: True))
+    options = DeviceOptions(form="flat")
+    device: Any = SimpleNamespace(options=options, most_bytes=int(bytes_a_number * 1_000_000 * 100), bytes_held=0)
+    forms = residents.chosen(device, 1_000_000, 100, Metric.COSINE)
+    assert [kind.kind for kind in forms.kinds] == kinds
+
+
+def test_rows_that_no_form_can_hold_are_not_tried_again(
+    standin: StandIn, tmp_path: Path, dear_cpu: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residents, "_RETRY_S", 0.0)
+    with opened(tmp_path / "data") as engine, caplog.at_level(logging.WARNING):
+        engine.create_collection("c", {"dim": DIM, "metric": "dot", "index": {"kind": "exact"}})
+        tiny = VECTORS * np.float32(1e-33)
+        engine.write_points("c", {"ids": list(range(N)), "vectors": {"vector": tiny}})
+        finished(engine, engine.optimize("c", {}))
+        finished(engine, engine.optimize("c", {}))
+        builder = engine._catalog.get("c").builder
+        assert not builder.residents.due(builder._segments())
+    assert caplog.text.count("not for float16") == 1
 
 
 def test_what_does_not_fit_stays_on_the_cpu(standin: StandIn, tmp_path: Path, dear_cpu: None) -> None:

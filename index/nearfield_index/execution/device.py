@@ -47,7 +47,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanPrices:
     """What a way to scan costs: of all rows (``whole``), behind filters that pass half of them (``masked``) and one in
     fifty (``sparse``). ``picks``: it costs what passes, however much; else a mask costs the same, whatever it hides."""
 
@@ -70,8 +70,8 @@ class DevicePrices:
     """Of exact answers: by FAISS (``flat``), and by PyTorch with the rows picked out first (``gathered``). None where
     the rows do not lie there so."""
 
-    flat: Scan | None = None
-    gathered: Scan | None = None
+    flat: ScanPrices | None = None
+    gathered: ScanPrices | None = None
 
     def scan_us(self, queries: int, passing: float | None, share: float) -> float:
         """The cheapest exact answer of a call (``passing`` rows; None: all)."""

@@ -16,7 +16,7 @@ from nearfield_index.backends.space import original, queried
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration, Prices
 from nearfield_index.execution.curves import Curve, Setting
-from nearfield_index.execution.device import DeviceField, DevicePrices, Line, Scan
+from nearfield_index.execution.device import DeviceField, DevicePrices, Line, ScanPrices
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.quality.probes import ENOUGH_QUERIES, Trial, trials
 
@@ -94,9 +94,9 @@ def _tried(index: Searcher, trial: Trial, effort: int) -> tuple[float, float]:
     return recall, us
 
 
-def _scan(field: DeviceField, queries: Floats, half: Bitmap, few: Bitmap, *, picks: bool) -> Scan:
+def _scan(field: DeviceField, queries: Floats, half: Bitmap, few: Bitmap, *, picks: bool) -> ScanPrices:
     whole, masked, sparse = (_line(field, queries, within) for within in (None, half, few))
-    return Scan(whole, masked, sparse, picks)
+    return ScanPrices(whole, masked, sparse, picks)
 
 
 def _line(field: DeviceField, queries: Floats, within: Bitmap | None) -> Line:

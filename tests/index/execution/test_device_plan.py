@@ -12,7 +12,7 @@ import pytest
 from nearfield_index.bitmap import Bitmap
 from nearfield_index.execution.cost import Calibration, Prices
 from nearfield_index.execution.curves import Curve, Setting
-from nearfield_index.execution.device import DeviceFace, DeviceField, DevicePrices, Line, Scan
+from nearfield_index.execution.device import DeviceFace, DeviceField, DevicePrices, Line, ScanPrices
 from nearfield_index.execution.plan import Plan
 from nearfield_index.filters.compiled import Known
 from nearfield_index.filters.estimate import exactly
@@ -21,8 +21,8 @@ from nearfield_index.threads import CORES
 
 N = 1_000_000
 NO_ROWS = np.empty((0, 8), dtype=np.float32)
-FLAT = DevicePrices(flat=Scan(Line(500, 2, N), Line(700, 4, N // 2), Line(300, 20, N // 50)))
-GATHERED = Scan(Line(900, 2, N), Line(800, 6, N // 2), Line(200, 1, N // 50), picks=True)
+FLAT = DevicePrices(flat=ScanPrices(Line(500, 2, N), Line(700, 4, N // 2), Line(300, 20, N // 50)))
+GATHERED = ScanPrices(Line(900, 2, N), Line(800, 6, N // 2), Line(200, 1, N // 50), picks=True)
 INDEX = Calibration(
     "queries",
     200,

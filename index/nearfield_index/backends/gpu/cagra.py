@@ -25,6 +25,8 @@ from nearfield_index.storage.indexes import write_index
 
 _log = logging.getLogger(__name__)
 
+_UNCONNECTED = "MST"  # in what cuVS says then, of the tree that it connects a graph by
+
 _DEGREE = 32
 _MOST_WIDER, _ALIKE = 12, 8
 _STEP = 32
@@ -93,11 +95,11 @@ class Cagra(OnDevice):
         return seam.Held(self.device.faiss, index, made_with, half=half)
 
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        asked = self.plain.asked(queries)
+        asked, times = self.plain.asked(queries)
         width = -(-max(effort, k) // _STEP) * _STEP
         held: seam.Held = self.held
         found, rows = held.search(asked, k, within=within, parameters="SearchParametersCagra", itopk_size=width)
-        return self.plain.products(asked, found), rows
+        return self.plain.products(asked, times, found), rows
 
 
 def served_by_cpu(device: Device, plain: Plain, m: int) -> Any:
@@ -121,8 +123,11 @@ def _trained(device: Device, plain: Plain, degree: int, *, half: bool) -> tuple[
     try:
         return _built(device, plain, degree, half=half, connected=True)
     except RuntimeError as error:
-        _log.info("a graph is built again, without the guarantee that all of it is connected: %s", error)
-        return _built(device, plain, degree, half=half, connected=False)
+        if _UNCONNECTED not in str(error):
+            raise
+    # Here, where the first try's memory is free again.
+    _log.info("a graph is built again, without the guarantee that all of it is connected")
+    return _built(device, plain, degree, half=half, connected=False)
 
 
 def _built(device: Device, plain: Plain, degree: int, *, half: bool, connected: bool) -> tuple[Any, Any]:

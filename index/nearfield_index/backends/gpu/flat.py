@@ -12,7 +12,7 @@ from nearfield_index.backends.base import Floats, Rows, Space
 from nearfield_index.backends.exact import nothing, scan
 from nearfield_index.backends.gpu import library as seam
 from nearfield_index.backends.gpu.device import Device
-from nearfield_index.backends.gpu.health import DeviceFailed
+from nearfield_index.backends.gpu.health import Unfit
 from nearfield_index.backends.gpu.lengths import lengths, longest_row, odd, power_of_two
 from nearfield_index.backends.gpu.searcher import OnDevice, reranked
 from nearfield_index.backends.space import original
@@ -23,8 +23,7 @@ from nearfield_index.schema import Metric
 Call = Callable[[Floats, int, int, Bitmap | None], tuple[Floats, Rows]]
 
 _PROBES = 32
-SAFETY = 4.0
-"""A device is taken to be so much further off than was seen."""
+_SAFETY = 4.0
 
 _ROUND_ROWS = 2.0**-10  # a product of two vectors that were both rounded to float16, by their lengths
 _VANISHED = 2.0**-22  # what is too small for float16 is lost there, by the root of the columns
@@ -41,10 +40,11 @@ class GpuFlat(OnDevice):
     kind: ClassVar[str] = "gpu-flat"
     half: ClassVar[bool] = False
 
-    def __init__(self, space: Space, device: Device) -> None:
-        super().__init__(space, device)
+    off: float = 0.0
+    """How far products were seen to be off, in units of query length x longest row."""
+
+    def _look(self) -> None:
         self.off = deviation(self, self.call)
-        """How far products were seen to be off, in units of query length x longest row."""
 
     @classmethod
     def bytes_needed(cls, rows: int, columns: int, metric: Metric) -> int:
@@ -54,7 +54,7 @@ class GpuFlat(OnDevice):
     def error(self) -> float:
         """How far the products of an answer may be off, in those units: as float32 arithmetic has it, and more where
         this device was seen to be further off."""
-        return max(single_error(self.space.vectors.matrix.shape[1]), SAFETY * self.off)
+        return trusted(single_error(self.space.vectors.matrix.shape[1]), self.off)
 
     def _put(self) -> seam.Held:
         matrix = self.space.vectors.matrix
@@ -102,7 +102,7 @@ class GpuFlatHalf(GpuFlat):
 
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         """Rough products in units of query length x longest row, a power of two either way."""
-        scales = power_of_two(lengths(queries)).astype(np.float32)
+        scales = power_of_two(lengths(queries, precise=False)).astype(np.float32)
         found, rows = super().call(queries * scales[:, None], k, effort, within)
         return found / (scales[:, None] * np.float32(self._scale)), rows
 
@@ -114,7 +114,7 @@ class GpuFlatHalf(GpuFlat):
         def rough(asked: Floats, width: int) -> tuple[Floats, Rows]:
             return OnDevice._search(self, asked, width, effort, within)
 
-        error = max(half_error(queries.shape[1]), SAFETY * self.off)
+        error = trusted(half_error(queries.shape[1]), self.off)
         return certain(self.space, queries, k, within, rough, error * self.longest)
 
 
@@ -128,10 +128,11 @@ def certain(
     matrix = space.vectors.matrix
     available = len(matrix) if within is None else within.count
     best, at = nothing(len(queries), k)
-    long = lengths(queries)
+    long = lengths(queries, precise=False)
     slack = np.where(odd(long), np.inf, long * error)
     open_ = np.arange(len(queries))
     width = first_width(k, available)
+    # The same on a device: ``Gathered.call``.
     while len(open_):
         asked = queries[open_]
         if width > MOST_WIDTH:
@@ -143,8 +144,8 @@ def certain(
         best[open_], at[open_] = found, rows
         if width == available:
             break
-        certain = found[:, -1] >= products[:, -1] + slack[open_]  # False where something is no number
-        open_ = open_[~certain]
+        sure = found[:, -1] >= products[:, -1] + slack[open_]  # False where something is no number
+        open_ = open_[~sure]
         width = min(available, 4 * width)
     return best, at
 
@@ -152,6 +153,11 @@ def certain(
 def first_width(k: int, available: int) -> int:
     """How many candidates a rough pass fetches at first."""
     return min(available, k + k // 2 + _SPARE)
+
+
+def trusted(bound: float, seen: float) -> float:
+    """How far off a device may be: as arithmetic has it, or much more than it was seen to be where that was more."""
+    return bound if seen <= bound else _SAFETY * seen
 
 
 def single_error(columns: int) -> float:
@@ -165,27 +171,30 @@ def half_error(columns: int) -> float:
 
 
 def longest_half(matrix: Floats) -> float:
-    """The same, for rows that are to be float16. Raises :class:`DeviceFailed` where no scale brings them there."""
+    """The length of the longest of rows that are to be float16. Raises :class:`Unfit` where no scale brings them
+    there."""
     longest = longest_row(matrix)
     if longest and odd(np.float64(longest)):
-        raise DeviceFailed(f"rows of length {longest:.3g} are not for float16")
+        raise Unfit(f"rows of length {longest:.3g} are not for float16")
     return longest
 
 
 def deviation(index: OnDevice, call: Call) -> float:
     """How far products of some rows that ``call``, of an exhaustive index, finds were off from float64, in units of
-    query length x longest row (l2: plus half the square of that length, as the extra column has it)."""
+    query length x longest row (l2: plus half the square of that length, as the extra column has it). In the worker's
+    thread."""
     matrix = index.space.vectors.matrix
-    if not len(matrix):
-        return 0.0
     own = original(matrix, index.space.metric)
     chosen = np.sort(np.random.default_rng(_SEED).permutation(len(matrix))[:_PROBES])
+    chosen = chosen[~odd(lengths(own[chosen], precise=False))]
+    if not len(chosen):
+        return 0.0
     queries = np.array(matrix[chosen])
     if index.space.metric is Metric.L2:
         queries[:, -1] = 1.0
-    found, rows = index.device.worker.run(lambda: call(queries, min(_PROBES, len(matrix)), 0, None))
+    found, rows = call(queries, min(_PROBES, len(matrix)), 0, None)
     real = np.einsum("nkd,nd->nk", matrix[np.maximum(rows, 0)].astype(np.float64), queries.astype(np.float64))
     most = longest_row(own)
     size = lengths(own[chosen]) * most + (most**2 / 2 if index.space.metric is Metric.L2 else 0.0)
     apart = np.where(rows >= 0, np.abs(real - found), 0.0).max(axis=1)
-    return float((apart / np.maximum(size, 1e-30)).max())
+    return float((apart / size).max())

@@ -17,6 +17,10 @@ class DeviceFailed(Exception):
     """A call on the device gave no answer. Never reaches a user: the CPU answers instead."""
 
 
+class Unfit(DeviceFailed):
+    """These rows cannot lie there in this form, however often it is tried."""
+
+
 class IndexClosed(DeviceFailed):
     """The index was dropped, with its segment, before the search came to it: nothing is wrong with the device."""
 

@@ -77,11 +77,11 @@ class GpuIvf(OnDevice):
         return library.GpuIndexIVFFlat(self.device.resources, columns, self.lists, metric, made_with), made_with
 
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
-        asked = self.plain.asked(queries)
+        asked, times = self.plain.asked(queries)
         held: seam.Held = self.held
         nprobe = max(1, min(effort, self.lists))
         found, rows = held.search(asked, k, within=within, parameters="SearchParametersIVF", nprobe=nprobe)
-        return self.plain.products(asked, found), rows
+        return self.plain.products(asked, times, found), rows
 
 
 class GpuIvfPq(GpuIvf):

@@ -14,7 +14,7 @@ from nearfield_index.backends.base import BuildParams, Floats, Rows, Space, Step
 from nearfield_index.backends.exact import nothing, pad, scan
 from nearfield_index.backends.gpu.device import Device, current
 from nearfield_index.backends.gpu.health import DeviceFailed, IndexClosed
-from nearfield_index.backends.gpu.lengths import longest_row, power_of_two
+from nearfield_index.backends.gpu.lengths import lengths, longest_row, power_of_two
 from nearfield_index.backends.hnsw import equally_long
 from nearfield_index.backends.space import original
 from nearfield_index.bitmap import Bitmap
@@ -94,10 +94,15 @@ class OnDevice(ABC):
     def call(self, queries: Floats, k: int, effort: int, within: Bitmap | None) -> tuple[Floats, Rows]:
         """The search itself; in the worker's thread."""
 
+    def _look(self) -> None:
+        """What has to be known of the index once it is there; in the worker's thread."""
+        return None
+
     def _make(self) -> None:
         """The index, and one call of each sort: kernels are linked at their first use, which can take seconds, and
         no query should be the one that waits for it."""
         self._held = self._put()
+        self._look()
         matrix = self.space.vectors.matrix
         n = len(matrix)
         if n < max(1, self.least):
@@ -139,15 +144,14 @@ class OnDevice(ABC):
 
     def close(self) -> None:
         """Free the memory, in the worker's thread; searches fail from then on."""
-
-        def drop() -> None:
-            self._held = None
-
         try:
-            self.device.worker.run(drop, patience_s=_CLOSE_S)
+            self.device.worker.run(self._drop, patience_s=_CLOSE_S)
         except DeviceFailed:  # its thread has ended, or hangs in a call of the driver: a stop must not wait for that
-            drop()
+            self._held = None
         self.device.give_back(self._nbytes)
+
+    def _drop(self) -> None:
+        self._held = None
 
     @property
     def held(self) -> Any:
@@ -182,26 +186,33 @@ class Plain(NamedTuple):
             length = longest_row(matrix[:1])
         if space.metric is not Metric.COSINE:
             scale = float(power_of_two(np.float64(longest_row(matrix))))
-            matrix = matrix * np.float32(scale)
+            matrix = np.multiply(matrix, np.float32(scale), out=matrix if space.metric is Metric.DOT else None)
         columns = -(-matrix.shape[1] // multiple) * multiple
         return cls(_filled(matrix, columns), space.metric, columns, length * scale, scale)
 
-    def asked(self, queries: Floats) -> Floats:
-        """Queries in search form as such rows are asked."""
+    def asked(self, queries: Floats) -> tuple[Floats, Floats]:
+        """Queries in search form as such rows are asked, and what their products are multiplied by, ``(n, 1)``.
+
+        Those of dot are made about as long as rows are: their order is the same, and a distance from far away tells
+        rows apart no better than its own digits do.
+        """
         asked = _filled(original(queries, self.metric), self.columns)
-        return asked if self.metric is Metric.COSINE else asked * np.float32(self.scale)
+        times = np.full((len(asked), 1), self.scale, dtype=np.float32)
+        if self.metric is Metric.DOT:
+            times = power_of_two(lengths(asked, precise=False)).astype(np.float32)[:, None]
+        return (asked if self.metric is Metric.COSINE else asked * times), times
 
     def without_rows(self) -> Plain:
         """The form alone, once the rows lie elsewhere."""
         return self._replace(matrix=np.empty((0, self.columns), dtype=np.float32))
 
-    def products(self, asked: Floats, found: Floats) -> Floats:
+    def products(self, asked: Floats, times: Floats, found: Floats) -> Floats:
         """What FAISS found, as inner products of search form and stored rows."""
         if self.metric is Metric.COSINE:
             return found
         squares = np.einsum("ij,ij->i", asked, asked)[:, None] + np.float32(self.length**2)
         with np.errstate(over="ignore"):  # the distance of no row is the largest number
-            made: Floats = (squares - found) * np.float32(0.5) / np.float32(self.scale) / np.float32(self.scale)
+            made: Floats = (squares - found) * np.float32(0.5) / times / np.float32(self.scale)
         return made
 
 

@@ -7,6 +7,7 @@ and read once: for the maximum of each 64, which rules out all but a few.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -21,7 +22,7 @@ _SORTED = 8  # times the bytes of scores that are sorted whole
 _LOW = 2.0**-11
 _FEW = 1 / 64
 _PICKED_BYTES = 12  # of a number: two halves, one float32, and another
-_PUT_ROWS = 1 << 16
+_PUT_BYTES = 1 << 26
 
 LOST = 2.0**-22
 """What two halves lose of a row, by its length: half a bit more than a float32."""
@@ -41,9 +42,8 @@ class Halves(NamedTuple):
 
         high = torch.empty(matrix.shape, dtype=torch.float16, device=device)
         low = torch.empty_like(high)
-        for start in range(0, len(matrix), _PUT_ROWS):
-            block = torch.from_numpy(matrix[start : start + _PUT_ROWS] * np.float32(scale)).to(device)
-            part = slice(start, start + len(block))
+        for part in _blocks(matrix):
+            block = torch.from_numpy(matrix[part] * np.float32(scale)).to(device)
             high[part] = block
             low[part] = (block - high[part].float()) / _LOW
         return cls(high, low)
@@ -58,7 +58,8 @@ class Halves(NamedTuple):
         for start in range(0, len(at), step):
             part = slice(start, start + step)
             rows = torch.add(self.high[at[part]].float(), self.low[at[part]], alpha=_LOW)
-            inner[part] = torch.bmm(rows, asked[part, :, None])[:, :, 0]
+            # No matrix product: whoever has set PyTorch to TF32 would get that.
+            inner[part] = rows.mul_(asked[part, None, :]).sum(dim=2)
         found, place = inner.topk(k, dim=1)
         return found, at.gather(1, place)
 
@@ -76,9 +77,34 @@ def whole(matrix: Floats, device: str) -> Any:
     import torch
 
     held = torch.empty(matrix.shape, dtype=torch.float32, device=device)
-    for start in range(0, len(matrix), _PUT_ROWS):
-        held[start : start + _PUT_ROWS] = tensor(matrix[start : start + _PUT_ROWS], device)
+    for part in _blocks(matrix):
+        held[part] = tensor(matrix[part], device)
     return held
+
+
+def _blocks(matrix: Floats) -> Iterator[slice]:
+    step = max(1, _PUT_BYTES // (4 * matrix.shape[1]))
+    return (slice(start, start + step) for start in range(0, len(matrix), step))
+
+
+def arithmetic() -> tuple[object, ...]:
+    """How PyTorch multiplies: settings of the process, which anybody may change."""
+    import torch
+
+    kept = torch.backends.cuda.matmul
+    return (
+        torch.get_float32_matmul_precision(),
+        kept.allow_fp16_reduced_precision_reduction,
+        getattr(kept, "allow_fp16_accumulation", False),
+    )
+
+
+def free() -> None:
+    """Give back what PyTorch has kept of memory that nothing uses, or FAISS would not find it."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def passing(within: Bitmap, device: Any) -> Any:
@@ -141,12 +167,8 @@ def _largest(scores: Any, width: int) -> tuple[Any, Any]:
         return tuple(scores.topk(width, dim=1))
     grouped = scores[:, : groups * _GROUP].unflatten(1, (_GROUP, groups))
     chosen = grouped.amax(dim=1).topk(width, dim=1, sorted=False).indices[:, None, :]
-    firsts = torch.arange(0, groups * _GROUP, groups, device=scores.device)
-    among = grouped.gather(2, chosen.expand(-1, _GROUP, -1)).flatten(1)
-    columns = (firsts[:, None] + chosen).flatten(1)
-    if scores.shape[1] > groups * _GROUP:
-        rest = torch.arange(groups * _GROUP, scores.shape[1], device=scores.device)
-        among = torch.cat([among, scores[:, groups * _GROUP :]], 1)
-        columns = torch.cat([columns, rest.expand(len(scores), -1)], 1)
+    among = torch.cat([grouped.gather(2, chosen.expand(-1, _GROUP, -1)).flatten(1), scores[:, groups * _GROUP :]], 1)
     found, place = among.topk(width, dim=1)
-    return found, columns.gather(1, place)
+    columns = place // width * groups + chosen[:, 0].gather(1, place % width)
+    rest = place - _GROUP * width  # of the columns that fill no group
+    return found, torch.where(rest < 0, columns, groups * _GROUP + rest)

@@ -125,3 +125,57 @@ def test_rows_that_float16_cannot_hold_stay_on_the_cpu(device: Device) -> None:
         with pytest.raises(DeviceFailed, match="not for float16"):
             Gathered(space(rows), device)
     assert device.bytes_held == before
+
+
+def test_after_a_change_of_pytorchs_arithmetic_the_cpu_answers(device: Device) -> None:
+    """What the device's products are worth was measured before it."""
+    random = np.random.default_rng(9)
+    rows = np.concatenate([random.standard_normal((N, DIM)), np.zeros((N, 1))], axis=1).astype(np.float32)
+    rows[:, -1] = -(rows**2).sum(axis=1) / 2
+    queries = np.concatenate([random.standard_normal((5, DIM)), np.ones((5, 1))], axis=1).astype(np.float32)
+    index = Gathered(space(rows, Metric.L2), device)
+    _, wanted = index.search(queries, 10, effort=0, within=None)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert (index.call(queries, 10, 0, None)[1] == -1).all()
+        assert index.search(queries, 10, effort=0, within=None)[1].tolist() == wanted.tolist()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (index.call(queries, 10, 0, None)[1] >= 0).all()
+    index.close()
+
+
+def test_a_call_takes_no_more_memory_for_many_queries(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near ties make it fetch many candidates of each: then of fewer queries at a time."""
+    random = np.random.default_rng(10)
+    rows = (1 + 1e-4 * random.standard_normal((N, DIM))).astype(np.float32)
+    index = Gathered(space(rows), device)
+    queries = (1 + random.random((400, DIM))).astype(np.float32)
+    monkeypatch.setattr(device, "scratch_bytes", 1 << 20)
+    asked: list[tuple[int, int]] = []
+    find = tensors.best
+
+    def counted(some: Any, held: Any, chosen: Any, width: int, nbytes: int) -> Any:
+        asked.append((len(some), width))
+        return find(some, held, chosen, width, nbytes)
+
+    monkeypatch.setattr("nearfield_index.backends.gpu.gathered.best", counted)
+    found, _ = index.search(queries, 10, effort=0, within=None)
+    wanted = -np.sort(-(queries.astype(np.float64) @ rows.astype(np.float64).T), axis=1)[:, :10]
+    np.testing.assert_allclose(found, wanted, rtol=3e-6)
+    assert max(width for _, width in asked) > 1_000
+    assert max(count * width for count, width in asked) <= (1 << 20) / 10
+    index.close()
+
+
+def test_what_cannot_be_measured_gives_its_memory_back(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = device.bytes_held
+
+    def fails(*args: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Gathered, "call", fails)
+    with pytest.raises(DeviceFailed, match="out of memory"):
+        Gathered(space(np.eye(64, DIM, dtype=np.float32)), device)
+    assert device.bytes_held == before
