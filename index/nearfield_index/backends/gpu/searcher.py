@@ -232,6 +232,6 @@ def reranked(matrix: Floats, queries: Floats, rows: Rows, k: int) -> tuple[Float
     faiss.fvec_inner_products_by_idx(
         faiss.swig_ptr(inner), *(faiss.swig_ptr(each) for each in held), matrix.shape[1], n, width
     )
-    order = np.argsort(-inner, axis=1, kind="stable")[:, :k]
+    order = np.argsort(-inner, axis=1)[:, :k]  # stable takes four times as long
     found, best = np.take_along_axis(inner, order, 1), np.take_along_axis(rows, order, 1)
     return found, np.where(np.isfinite(found), best, -1)
