@@ -9,9 +9,14 @@ from typing import Any
 import sentence_transformers
 import torch
 
+from nearfield.errors import InvalidRequest
+
 
 class TorchCrossEncoder:
-    """``model`` is a name or directory that sentence-transformers loads. Scores are raw logits."""
+    """``model`` is a name or directory that sentence-transformers loads. Scores are raw logits.
+
+    Raises :class:`InvalidRequest` where it cannot be loaded.
+    """
 
     def __init__(
         self,
@@ -22,7 +27,11 @@ class TorchCrossEncoder:
         device: str | None = None,
         limits: Mapping[str, Any] | None = None,
     ) -> None:
-        self._model = sentence_transformers.CrossEncoder(str(model), max_length=max_length, device=device)
+        try:
+            self._model = sentence_transformers.CrossEncoder(str(model), max_length=max_length, device=device)
+        except (OSError, ValueError) as error:
+            why = str(error).partition("\n")[0]
+            raise InvalidRequest(f"{model} is no cross-encoder that can be loaded: {why}", field="model") from error
         self.version = version or f"sentence-transformers:{model}"
         self.limits = {"max_in_flight": 1, "timeout_s": 60.0, **(limits or {})}
 
