@@ -7,7 +7,7 @@ of vectors may also be a numpy array; replies may hold numpy arrays. All checks 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +42,8 @@ from nearfield_index.writes import DeletePoints, PatchPoints, PutPoints, Targets
 
 Json = dict[str, Any]
 Body = Mapping[str, Any]
+Admit = Callable[[int], None]
+Told = Callable[[list[Json]], Any]
 
 _MODES = ("upsert", "insert", "update")
 
@@ -296,10 +298,17 @@ class Engine:
 
     # ------------------------------------------------------------------ queries
 
-    def query(self, name: str, body: Body) -> Json:
+    def query(self, name: str, body: Body, *, admit: Admit | None = None, told: Told | None = None) -> Json:
+        """The nearest points of each query.
+
+        ``admit`` is called with the number of hits looked for, once the request is checked and before anything is
+        searched, and may raise. ``told`` makes of the hits of each query what stands in the reply.
+        """
         start = time.perf_counter()
         collection = self._catalog.get(name)
         query = parse_query(body, schema=collection.schema, limits=self._limits)
+        if admit is not None:
+            admit(query.hits)
         if query.rerank is not None:
             reply = rerank_query(collection, query, query.rerank)
             reply["meta"]["ms"] = round((time.perf_counter() - start) * 1e3, 3)
@@ -318,7 +327,8 @@ class Engine:
             meta["plans"] = answer.report.plans
         if answer.normalised is not None:
             meta["hubness"] = answer.normalised.to_wire() | {"exact": answer.report.all_exact}
-        results = reading.answer_to_wire(answer, query)
+        hits = reading.answer_to_wire(answer, query)
+        results = list(hits if told is None else map(told, hits))
         meta["ms"] = round((time.perf_counter() - start) * 1e3, 3)
         return {"results": results, "meta": meta}
 

@@ -10,9 +10,13 @@ class Limits:
     """Bounds that are checked before anything is allocated. ``GET /v1`` tells them."""
 
     body_bytes: int = 64 * 1024 * 1024
+    reply_bytes: int = 128 * 1024 * 1024
+    """Of the hits of one query request, as written; bounds the service, like ``body_bytes``."""
     points: int = 10_000
     queries: int = 10_000
     k: int = 10_000
+    hits: int = 1_000_000
+    """queries x (k + offset) of one request."""
     query_cost: int = 20_000_000_000
     """queries x (k + offset) x dim of one request."""
     dim: int = 65_536

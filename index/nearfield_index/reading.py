@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -58,18 +58,18 @@ def points_to_wire(collection: Collection, points: Sequence[StoredPoint], select
     return [point_to_wire(point, selection, vectors) for point in points]
 
 
-def answer_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
-    """Hits of each query, best first."""
+def answer_to_wire(answer: Answer, query: Query) -> Iterator[list[Json]]:
+    """Hits of each query, best first; made when asked for, since the objects of a hit are ten times what was found."""
     if answer.normalised is not None:
-        return _normalised_to_wire(answer, query)
+        yield from _normalised_to_wire(answer, query)
+        return
     selection = query.selection
     plain = not selection.anything
-    results: list[list[Json]] = []
     ids = iter(answer.ids)
-    for scores, pks in zip(answer.found.scores.tolist(), answer.found.pks.tolist(), strict=True):
-        whole = zip(pks, scores, ids, strict=False)  # the ids go on from query to query
+    for scores, pks in zip(answer.found.scores, answer.found.pks, strict=True):
+        whole = zip(pks.tolist(), scores.tolist(), ids, strict=False)  # the ids go on from query to query
         if plain:
-            results.append([{"id": i, "score": score} for pk, score, i in whole if pk >= 0])
+            yield [{"id": i, "score": score} for pk, score, i in whole if pk >= 0]
             continue
         hits: list[Json] = []
         for pk, score, point_id in whole:
@@ -77,19 +77,18 @@ def answer_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
                 hit: Json = {"id": point_id, "score": score}
                 _add_selected(hit, answer.stored[pk], selection, answer.vectors)
                 hits.append(hit)
-        results.append(hits)
-    return results
+        yield hits
 
 
-def _normalised_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
+def _normalised_to_wire(answer: Answer, query: Query) -> Iterator[list[Json]]:
     """Hits that carry what the ranking used: the score, without normalisation, and the bias between the two."""
     columns = (answer.found.pks, answer.found.scores, answer.raw, answer.biases)
     width = answer.found.pks.shape[1]
-    results: list[list[Json]] = []
-    for row, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for row, arrays in enumerate(zip(*columns, strict=True)):
+        values = [array.tolist() for array in arrays]
         if not query.selection.anything:
             whole = zip(answer.ids[row * width : (row + 1) * width], *values, strict=True)
-            results.append([{"id": i, "score": s, "raw_score": r, "bias": b} for i, pk, s, r, b in whole if pk >= 0])
+            yield [{"id": i, "score": s, "raw_score": r, "bias": b} for i, pk, s, r, b in whole if pk >= 0]
             continue
         hits: list[Json] = []
         for at, (pk, score, raw, bias) in enumerate(zip(*values, strict=True)):
@@ -98,8 +97,7 @@ def _normalised_to_wire(answer: Answer, query: Query) -> list[list[Json]]:
             hit: Json = {"id": answer.ids[row * width + at], "score": score, "raw_score": raw, "bias": bias}
             _add_selected(hit, answer.stored[pk], query.selection, answer.vectors)
             hits.append(hit)
-        results.append(hits)
-    return results
+        yield hits
 
 
 def encode_cursor(pk: int) -> str:

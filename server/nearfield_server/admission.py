@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from threading import Lock
 from time import monotonic
 from typing import Any, Literal, TypeVar
 
@@ -37,6 +38,62 @@ class Place:
         A body that is alone in its lane always fits: how large one may be is another limit.
         """
         self._lane.grow(self, total)
+
+
+class NoRoom(Exception):
+    """The hits of a search do not fit beside those of the searches that run."""
+
+    def __init__(self, hits: int) -> None:
+        super().__init__()
+        self.hits = hits
+
+
+class Room:
+    """How many hits all running searches may look for together. One search alone always fits: how many hits it may
+    have is another limit. Taken and given back in threads, waited for in the event loop."""
+
+    def __init__(self, most: int, patience: float) -> None:
+        self.held = 0
+        self._most = most
+        self._patience = patience
+        self._lock = Lock()
+        self._freed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def take(self, hits: int) -> None:
+        """Raise NoRoom, or count ``hits`` until they are given back."""
+        with self._lock:
+            if not self._fits(hits):
+                raise NoRoom(hits)
+            self.held += hits
+
+    def give(self, hits: int) -> None:
+        with self._lock:
+            self.held -= hits
+            loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
+                loop.call_soon_threadsafe(self._freed.set)
+
+    def patience(self) -> float:
+        """When who begins to wait now is to give up."""
+        return monotonic() + self._patience
+
+    async def wait(self, hits: int, until: float) -> None:
+        """Return when so many hits may fit; raise Problem 429 past ``until``."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(until - monotonic()):
+                self._freed.clear()
+                while not self._fits(hits):
+                    await self._freed.wait()
+                    self._freed.clear()
+        except TimeoutError:
+            detail = f"The searches that run leave no room for {hits} hits (queries x k), of {self._most} together."
+            raise overloaded(429, detail, retry_after=1.0) from None
+
+    def _fits(self, hits: int) -> bool:
+        return not self.held or self.held + hits <= self._most
 
 
 class Lane:
@@ -135,6 +192,7 @@ class Admission:
 
     def __init__(self, settings: AdmissionSettings) -> None:
         self.body_timeout = settings.body_timeout
+        self.room = Room(settings.search_hits, settings.queue_timeout)
         self._lanes: dict[LaneName, Lane] = {
             "search": Lane(
                 "search",

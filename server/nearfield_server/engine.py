@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 Body = Mapping[str, Any]
@@ -44,7 +44,15 @@ class Engine(Protocol):
 
     def facet(self, name: str, body: Body) -> Reply: ...
 
-    def query(self, name: str, body: Body) -> Reply: ...
+    def query(
+        self,
+        name: str,
+        body: Body,
+        *,
+        admit: Callable[[int], None] | None = None,
+        told: Callable[[list[Reply]], Any] | None = None,
+    ) -> Reply:
+        """``admit`` may refuse the number of hits looked for, ``told`` writes those of each query."""
 
     def optimize(self, name: str, body: Body) -> Reply: ...
 

@@ -39,6 +39,10 @@ class Limits(BaseModel):
     max_points: Positive = 10_000
     max_queries: Positive = 10_000
     max_k: Positive = 10_000
+    max_hits: Positive = 1_000_000
+    """Queries x (k + offset) of one request."""
+    max_reply_bytes: Positive = 128 * MEBIBYTE
+    """Of the hits of one query request."""
     max_query_cost: Positive = 20_000_000_000
     max_dim: Annotated[int, Field(gt=0, le=65_536)] = 65_536
     max_collections: Positive = 1_000
@@ -69,6 +73,8 @@ class Admission(BaseModel):
     search_queue: Annotated[int, Field(ge=0)] = 64
     queue_timeout: Seconds = 5.0
     search_bytes: Positive = 256 * MEBIBYTE
+    search_hits: Positive = 2_000_000
+    """Hits that all running searches look for together."""
     reranks: Positive = 32
     """Queries that may wait for a scorer at once; they hold up no other search."""
     rerank_queue: Annotated[int, Field(ge=0)] = 64

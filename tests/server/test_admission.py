@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect
+from starlette.testclient import TestClient
 
-from nearfield_server.admission import Admission, Lane
+from nearfield_server.admission import Admission, Lane, NoRoom, Room
 from nearfield_server.errors import Problem
 from nearfield_server.settings import Admission as AdmissionSettings
 
@@ -165,3 +166,71 @@ def test_closing_waits_for_what_runs() -> None:
         await running
 
     asyncio.run(play())
+
+
+def test_hits_are_bounded_together_but_one_always_fits() -> None:
+    room = Room(100, 5.0)
+
+    async def play() -> None:
+        room.take(1_000)
+        with pytest.raises(NoRoom):
+            room.take(1)
+        waiting = asyncio.create_task(room.wait(60, room.patience()))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        room.give(950)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        room.give(10)
+        await waiting
+        room.take(60)
+        assert room.held == 100
+        with pytest.raises(Problem, match="no room for 1 hits") as refused:
+            await room.wait(1, until=0.0)
+        assert (refused.value.status, refused.value.code) == (429, "busy")
+        assert refused.value.headers["Retry-After"] == "1"
+
+    asyncio.run(play())
+
+
+def filled(api: TestClient, count: int) -> None:
+    assert api.put("/v1/collections/c", json={"dim": 2}).status_code == 201
+    points = {"ids": list(range(count)), "vectors": [[1.0, n] for n in range(count)]}
+    assert api.post("/v1/collections/c/points", json=points).status_code == 200
+
+
+def test_large_searches_wait_for_each_other(serve_here: Callable[..., TestClient]) -> None:
+    api = serve_here(admission={"search_hits": 100, "queue_timeout": 0.2})
+    filled(api, 10)
+    room = api.app.state.service.admission.room  # type: ignore[attr-defined]
+    body = {"vectors": [[1.0, 1.0]] * 8, "k": 10}
+    room.take(30)
+    refused = api.post("/v1/collections/c/query", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (429, "busy")
+    assert "80 hits" in refused.json()["detail"]
+    assert refused.headers["Retry-After"]
+    assert api.post("/v1/collections/c/query", json={"vector": [1.0, 1.0], "k": 10}).status_code == 200
+    room.give(30)
+    answered = api.post("/v1/collections/c/query", json=body)
+    assert [len(hits) for hits in answered.json()["results"]] == [10] * 8
+    assert api.post("/v1/collections/c/query", json=body | {"k": "all"}).status_code == 422
+    assert room.held == 0
+
+
+def test_hits_of_one_search_are_bounded(serve_here: Callable[..., TestClient]) -> None:
+    api = serve_here(limits={"max_hits": 60, "max_reply_bytes": 1_000})
+    filled(api, 40)
+    assert api.get("/v1").json()["limits"]["hits"] == 60
+    many = api.post("/v1/collections/c/query", json={"vectors": [[1.0, 1.0]] * 2, "k": 30, "offset": 1})
+    assert many.json() == {
+        "type": "urn:nearfield:error:too_large",
+        "title": many.json()["title"],
+        "status": 413,
+        "detail": "queries x (k + offset) is 62, the limit is 60 hits",
+        "code": "too_large",
+        "field": "k",
+        "hint": "split the batch, or ask for a smaller k",
+    }
+    wide = api.post("/v1/collections/c/query", json={"vectors": [[1.0, 1.0]] * 2, "k": 30, "with": ["vectors"]})
+    assert (wide.status_code, wide.json()["code"], wide.json()["field"]) == (413, "reply_too_large", "k")
+    assert api.post("/v1/collections/c/query", json={"vector": [1.0, 1.0], "k": 10}).status_code == 200

@@ -60,7 +60,7 @@ def test_request_ids(api: TestClient) -> None:
 def test_a_long_search_holds_nobody_else_up(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     started, release = threading.Event(), threading.Event()
 
-    def take_long(*_: object) -> dict[str, object]:
+    def take_long(*_: object, **hooks: object) -> dict[str, object]:
         started.set()
         assert release.wait(10), "nobody else was answered meanwhile"
         return {"results": [], "meta": {}}
@@ -87,7 +87,7 @@ def test_unexpected_failure_is_logged_and_not_told(
     settings = {"api_keys": ["a-secret-key"], "log_format": log_format}
     configure_logs(load_settings(None, **settings))
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **hooks: object) -> None:
         raise ZeroDivisionError("inner detail")
 
     api = serve_here(**settings)

@@ -76,6 +76,11 @@ class Query(NamedTuple):
             return len(self.vectors)
         return len(self.ids or ())
 
+    @property
+    def hits(self) -> int:
+        """How many hits are looked for, those before ``offset`` included."""
+        return self.size * (self.k + self.offset)
+
 
 def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Query:
     """Check a query request. Raises :class:`InvalidRequest` naming the field at fault."""
@@ -91,7 +96,15 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
         raise InvalidRequest(f"k + offset is at most {limits.k}", field="offset")
     vectors, ids = _parse_target(body, field, limits)
     count = len(vectors) if vectors is not None else len(ids or ())
-    cost = count * (k + offset) * max(field.dim, _LEAST_DIM)
+    hits = count * (k + offset)
+    if hits > limits.hits:
+        raise TooLarge(
+            f"queries x (k + offset) is {hits}, the limit is {limits.hits} hits",
+            field="k",
+            value=k,
+            hint="split the batch, or ask for a smaller k",
+        )
+    cost = hits * max(field.dim, _LEAST_DIM)
     if cost > limits.query_cost:
         raise TooLarge(
             f"queries x k x dim is {cost}, the limit is {limits.query_cost}",

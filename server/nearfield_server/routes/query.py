@@ -31,4 +31,9 @@ router = APIRouter(route_class=ScopedRoute, tags=["query"])
 )
 async def query(request: Request, name: str) -> Response:
     """Find the nearest points of one or many vectors, or of stored points, among those that pass a filter."""
-    return await call(request, lambda engine, body: engine.query(name, body), lane="search", frames=True, staged=True)
+    return await call(
+        request,
+        search=lambda engine, body, results: engine.query(name, body, admit=results.admit, told=results.write),
+        lane="search",
+        frames=True,
+    )
