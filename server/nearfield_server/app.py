@@ -15,6 +15,7 @@ from nearfield_server.admission import Admission
 from nearfield_server.auth import gate
 from nearfield_server.contract import require_scopes
 from nearfield_server.engine import Engine
+from nearfield_server.lingering import Linger
 from nearfield_server.metrics import Metrics
 from nearfield_server.observe import Observe
 from nearfield_server.openapi import document
@@ -47,6 +48,7 @@ def create_app(settings: Settings, engine: Engine) -> FastAPI:
     app.router.routes = [route for router in ALL for route in router.routes]
     require_scopes(app.router.routes)
     app.add_middleware(Observe, service=service)
+    app.add_middleware(Linger)
     errors.install(app)
     _document(app, settings)
     return app

@@ -26,7 +26,7 @@ log = structlog.get_logger("nearfield.http")
 
 
 class Observe:
-    """Outermost layer of the application (plain ASGI: it is on the path of every search).
+    """The layer around every answer (plain ASGI: it is on the path of every search).
 
     An exception nobody expected ends here: logged with its traceback and answered with a bare 500 problem.
     """

@@ -565,6 +565,35 @@ def test_body_that_stops_arriving(start_process: Callable[..., Any]) -> None:
         assert b'"code":"body_timeout"' in reply
 
 
+@pytest.mark.parametrize("key", ["a-secret-key", "another-key"])
+def test_simple_client_that_sends_too_much_is_told(start_process: Callable[..., Any], key: str) -> None:
+    """One that asks to close the connection and reads no answer before all is sent, as urllib does."""
+    server = start_process(NEARFIELD_LIMITS__MAX_BODY_BYTES="1000", NEARFIELD_API_KEYS="a-secret-key")
+    address = urlsplit(server.url)
+    size = 30_000_000
+    head = f"POST {QUERY} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\napi-key: {key}\r\n"
+    head += f"Connection: close\r\nContent-Length: {size}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        connection.sendall(b" " * size)
+        with connection.makefile("rb") as received:
+            reply = received.read()
+    assert reply.startswith(b"HTTP/1.1 413 " if key == "a-secret-key" else b"HTTP/1.1 401 ")
+    assert reply.endswith(b"}")
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_client_that_never_ends_is_hung_up_on(start_process: Callable[..., Any]) -> None:
+    server = start_process(NEARFIELD_LIMITS__MAX_BODY_BYTES="1000")
+    address = urlsplit(server.url)
+    head = f"POST {QUERY} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(OSError, match="reset|pipe"):
+            for _ in range(1_000):
+                connection.sendall(b"80000\r\n" + b" " * 0x80000 + b"\r\n")
+
+
 def test_client_that_hangs_up_early(start_process: Callable[..., Any]) -> None:
     server = start_process()
     address = urlsplit(server.url)
