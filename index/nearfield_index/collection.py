@@ -21,6 +21,7 @@ from nearfield_index.execution.batch import Report, Search
 from nearfield_index.execution.query import Query, Selection
 from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
+from nearfield_index.filters.doubts import doubts
 from nearfield_index.filters.expr import Expr
 from nearfield_index.filters.facets import merge_facets
 from nearfield_index.hubness.fit import load_fit
@@ -270,11 +271,10 @@ class Collection:
             counted.append(part.part.facet(name, ~part.dead if passing is None else passing.bitmap))
         return list(merge_facets(counted, limit))
 
-    def warnings(self, view: View, exprs: Sequence[Expr | None]) -> list[str]:
-        """Attributes a filter names and no point has."""
-        types = view.types
-        unknown = {name for expr in exprs if expr is not None for name in expr.names() if name not in types}
-        return [f"no point has an attribute {name!r}" for name in sorted(unknown)]
+    def warnings(self, view: View, exprs: Sequence[Expr | None], selection: Selection | None = None) -> list[str]:
+        """What of the filters and of the selection cannot be meant: a name or a type of value that no point has."""
+        names = selection.attributes if selection is not None and isinstance(selection.attributes, tuple) else ()
+        return doubts(exprs, view.types, names)
 
     # ------------------------------------------------------------------ queries
 

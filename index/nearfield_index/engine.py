@@ -246,7 +246,9 @@ class Engine:
 
     def _targets(self, collection: Collection, body: Body) -> Targets:
         """Which points a write is about: exactly one of ``ids`` and ``filter``, never everything by omission."""
-        if ("ids" in body) == ("filter" in body):
+        if "ids" in body and "filter" in body:
+            raise InvalidRequest("give exactly one of 'ids' and 'filter'", field="filter")
+        if "ids" not in body and "filter" not in body:
             raise InvalidRequest("give 'ids' or 'filter'", code="missing", field="filter")
         if "ids" in body:
             return check_ids(body["ids"], at="ids", limits=self._limits)
@@ -320,7 +322,7 @@ class Engine:
             recall["interval"] = collection.monitor.interval(answer.report)
         meta: Json = {
             "sequence": answer.view.sequence,
-            "warnings": collection.warnings(answer.view, query.filters),
+            "warnings": collection.warnings(answer.view, query.filters, query.selection),
             "recall": recall,
         }
         if query.explain:
@@ -342,9 +344,7 @@ class Engine:
         check_object(body, at="body", known=frozenset({"queries", "field", "workload"}))
         new_sample = None
         if body.get("queries") is not None:
-            name_of_field = body.get("field", next(iter(collection.schema.vectors)))
-            if not isinstance(name_of_field, str):
-                raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
+            name_of_field = collection.schema.field_of(body)
             spec = collection.schema.field(name_of_field)
             sample = as_matrix(
                 body["queries"],

@@ -12,7 +12,7 @@ from nearfield_index.ranking.anchors import medoids
 from nearfield_index.ranking.anchorset import AnchorSet
 from nearfield_index.ranking.dispatch import Dispatcher
 from nearfield_index.ranking.request import check_text
-from nearfield_index.schema import DEFAULT_FIELD, check_flag, check_int, check_object
+from nearfield_index.schema import check_flag, check_int, check_object
 from nearfield_index.vectors import as_matrix
 
 Json = dict[str, Any]
@@ -27,12 +27,7 @@ def put(collection: Collection, name: str, body: Mapping[str, Any], *, limits: L
     """The job that fits the reranker, with an ``estimate``; with ``dry_run`` the estimate alone."""
     check_object(body, at="body", known=_KEYS)
     dispatcher = collection.scorers.get(body.get("scorer"), at="scorer")
-    schema = collection.schema
-    usual = DEFAULT_FIELD if DEFAULT_FIELD in schema.vectors else next(iter(schema.vectors))
-    field = body.get("field", usual)
-    if not isinstance(field, str):
-        raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
-    schema.field(field)
+    field = collection.schema.field_of(body)
     anchors = None
     if body.get("anchors") is not None:
         anchors = _anchors(collection, body["anchors"], field, limits)

@@ -360,7 +360,7 @@ def _check_declared(value: object, kind: AttributeType, *, at: str) -> None:
                 f"declared {kind}, got {type(item).__name__}",
                 code="attribute_type",
                 field=at,
-                hint=f"send a {kind}, or a list of them",
+                hint=f"send {'an' if kind is AttributeType.INTEGER else 'a'} {kind}, or a list of them",
             )
         if kind is AttributeType.DATETIME:
             parse_datetime(item, at=at)

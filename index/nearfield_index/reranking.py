@@ -113,7 +113,7 @@ def rerank_query(collection: Collection, query: Query, rerank: Rerank) -> Json:
     }
     if query.explain:
         shown["per_round"] = account.per_round
-    unnamed = collection.warnings(view, query.filters)
+    unnamed = collection.warnings(view, query.filters, query.selection)
     meta: Json = {
         "sequence": view.sequence,
         "warnings": [*unnamed, *dict.fromkeys(warnings)],

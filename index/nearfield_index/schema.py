@@ -90,10 +90,27 @@ class Schema:
         """Declared types by attribute, in the words of the wire."""
         return {name: str(kind) for name, kind in self.attributes.items()}
 
-    @cached_property
-    def default_field(self) -> str:
-        """The vector field of a query that names none."""
-        return DEFAULT_FIELD if DEFAULT_FIELD in self.vectors else next(iter(self.vectors))
+    def field_of(self, body: Mapping[str, Any]) -> str:
+        """The vector field that a request is about: its ``field``, else ``vector``, else the only one there is.
+
+        Raises :class:`InvalidRequest` where that leaves a choice, or there is no such field.
+        """
+        if "field" in body:
+            name = body["field"]
+            if not isinstance(name, str):
+                raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
+            self.field(name)
+            return name
+        if DEFAULT_FIELD in self.vectors:
+            return DEFAULT_FIELD
+        if len(self.vectors) > 1:
+            raise InvalidRequest(
+                f"the collection has {len(self.vectors)} vector fields",
+                code="missing",
+                field="field",
+                hint=f"name one of: {', '.join(sorted(self.vectors))}",
+            )
+        return next(iter(self.vectors))
 
     def field(self, name: str, *, at: str = "field") -> VectorField:
         """The vector field of that name; raises :class:`InvalidRequest` naming those there are."""

@@ -56,8 +56,8 @@ class KeyGate:
             raise Problem(
                 401,
                 "unauthenticated",
-                "This route needs an API key.",
-                hint="Send it as 'Authorization: Bearer KEY', 'api-key' or 'x-api-key'.",
+                "this route needs an API key",
+                hint="send it as 'Authorization: Bearer KEY', 'api-key' or 'x-api-key'",
                 headers={"WWW-Authenticate": 'Bearer realm="nearfield"'},
             )
         if granted < needed:

@@ -35,7 +35,7 @@ def kind_of(request: Request, *, frames: bool) -> Kind | None:
 
 def unsupported_type(*, frames: bool) -> Problem:
     taken = f"{JSON_TYPE} or {FRAME_TYPE}" if frames else JSON_TYPE
-    return Problem(415, "media_type_unsupported", f"The body must be {taken}.", hint="Set Content-Type.")
+    return Problem(415, "media_type_unsupported", f"the body must be {taken}", hint="set Content-Type")
 
 
 async def receive(request: Request, place: Place, *, limit: int, silence: float) -> bytes:
@@ -102,4 +102,4 @@ def _announced(request: Request) -> int:
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem(413, "body_too_large", f"The body is larger than {limit} bytes.", hint="Send it in parts.")
+    return Problem(413, "body_too_large", f"the body is larger than {limit} bytes", hint="send it in parts")

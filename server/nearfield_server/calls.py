@@ -150,9 +150,9 @@ class Results:
             raise Problem(
                 413,
                 "reply_too_large",
-                f"The hits are larger than {self._most_bytes} bytes.",
+                f"the hits are larger than {self._most_bytes} bytes",
                 field="k",
-                hint="Split the batch, ask for a smaller k, or select less.",
+                hint="split the batch, ask for a smaller k, or select less",
             )
         self.seconds += perf_counter() - started
         return orjson.Fragment(text)

@@ -60,5 +60,5 @@ async def _discard(receive: Receive) -> None:
 def _closes(scope: Scope) -> bool:
     """Whether the client has the connection closed, and sends its body without being told to go on."""
     headers = dict(scope["headers"])
-    asked = scope["http_version"] == "1.0" or b"close" in headers.get(b"connection", b"").lower()
+    asked = scope.get("http_version") == "1.0" or b"close" in headers.get(b"connection", b"").lower()
     return asked and b"expect" not in headers

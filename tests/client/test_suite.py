@@ -238,6 +238,24 @@ def test_several_vector_fields(nf, name):
     assert hits.ids.tolist() == [1, 2]
     np.testing.assert_allclose([0, -5], hits.scores, atol=1e-5)
 
+    for guess in (
+        lambda: col.query([0, 1]),
+        lambda: col.query(ids=1),
+        lambda: col.optimize(queries=[[0, 1]]),
+        lambda: col.fit_hubness([[0, 1]] * 30),
+    ):
+        with pytest.raises(nearfield.InvalidRequest, match="name one of: image, title") as caught:
+            guess()
+        assert (caught.value.code, caught.value.field) == ("missing", "field")
+    col.alter(vectors={"vector": {"dim": 1, "metric": "l2"}})
+    assert len(col.query([0])) == 0
+
+
+def test_the_only_vector_field_needs_no_name(nf, name):
+    col = nf.create(name, vectors={"image": {"dim": 2}})
+    col.upsert([1], {"image": [[1, 0]]})
+    assert col.query([1, 0]).ids.tolist() == [1]
+
 
 def test_patch(col):
     assert col.patch(ids=[1, 2], set={"color": "gold"}, unset=["price"]) == 2

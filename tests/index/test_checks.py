@@ -555,3 +555,11 @@ def test_an_empty_collection_answers(engine: Engine) -> None:
     assert engine.delete_points("empty", {"filter": {}})["deleted"] == 0
     assert engine.patch_points("empty", {"filter": {}, "set": {"a": 1}})["patched"] == 0
     engine.drop_collection("empty")
+
+
+def test_too_much_is_not_called_missing(engine: Engine) -> None:
+    both = refused(engine, InvalidRequest, "query", "c", {"vector": GOOD, "ids": [1]})
+    assert (both.code, both.message) == ("invalid", "give exactly one of 'vector', 'vectors' and 'ids'")
+    assert refused(engine, InvalidRequest, "query", "c", {}).code == "missing"
+    assert refused(engine, InvalidRequest, "delete_points", "c", {"ids": [1], "filter": {}}).code == "invalid"
+    assert refused(engine, InvalidRequest, "delete_points", "c", {}).code == "missing"

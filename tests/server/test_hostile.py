@@ -589,9 +589,9 @@ def test_client_that_never_ends_is_hung_up_on(start_process: Callable[..., Any])
     head = f"POST {QUERY} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         connection.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
-        with pytest.raises(OSError, match="reset|pipe"):
-            for _ in range(1_000):
-                connection.sendall(b"80000\r\n" + b" " * 0x80000 + b"\r\n")
+        chunk = b"80000\r\n" + b" " * 0x80000 + b"\r\n"
+        with pytest.raises(ConnectionError):
+            connection.sendall(chunk * 512)
 
 
 def test_client_that_hangs_up_early(start_process: Callable[..., Any]) -> None:

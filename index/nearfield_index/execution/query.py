@@ -86,9 +86,7 @@ def parse_query(body: Mapping[str, Any], *, schema: Schema, limits: Limits) -> Q
     """Check a query request. Raises :class:`InvalidRequest` naming the field at fault."""
     get = check_object(body, at="body", known=_KEYS).get
     _refuse_unbuilt(get("vector"))
-    name = get("field", schema.default_field)
-    if not isinstance(name, str):
-        raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
+    name = schema.field_of(body)
     field = schema.field(name)
     k = check_int(get("k", 10), at="k", low=1, high=limits.k)
     offset = check_int(body["offset"], at="offset", low=0, high=limits.k) if "offset" in body else 0
@@ -160,8 +158,11 @@ def _refuse_unbuilt(vector: object) -> None:
 
 def _parse_target(body: Mapping[str, Any], field: Any, limits: Limits) -> tuple[Floats | None, list[PointId] | None]:
     one, many, ids = map(body.get, ("vector", "vectors", "ids"))
-    if (one is None) + (many is None) + (ids is None) != 2:
+    given = 3 - ((one is None) + (many is None) + (ids is None))
+    if not given:
         raise InvalidRequest("a query needs one of 'vector', 'vectors' or 'ids'", code="missing", field="vector")
+    if given > 1:
+        raise InvalidRequest("give exactly one of 'vector', 'vectors' and 'ids'", field="vector")
     if one is not None:
         return as_vector(one, dim=field.dim, at="vector", metric=field.metric)[np.newaxis], None
     if many is not None:

@@ -184,6 +184,14 @@ def instant(value: object, path: Path) -> int:
     raise _mistyped("datetime", path)
 
 
+def _is_instant(value: str) -> bool:
+    try:
+        to_micros(value)
+    except ValueError:
+        return False
+    return True
+
+
 def bound(value: object, declared: str | None, path: Path) -> Number:
     """One end of a range: a number, or an instant of a datetime; raises InvalidRequest."""
     if isinstance(value, str):
@@ -191,8 +199,8 @@ def bound(value: object, declared: str | None, path: Path) -> Number:
         if declared == "datetime":
             return instant(value, path)
         hint = "give a number"
-        if declared is None:
-            hint = "declare the attribute as datetime to range over ISO-8601 times; else give a number"
+        if declared is None and _is_instant(value):
+            hint = "declare the attribute as datetime to range over ISO-8601 times"
         raise refuse("a range over this attribute needs numbers", path, hint=hint, value=value)
     plain = number(value, path)
     if declared == "datetime":

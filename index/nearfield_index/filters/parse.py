@@ -29,6 +29,11 @@ OPERATORS = (
 ID_OPERATORS = ("eq", "ne", "in", "nin")
 BOUNDS = ("gt", "gte", "lt", "lte")
 GROUPS = ("$and", "$or", "$not", "$id")
+_GROUPS_ELSEWHERE = {
+    "must": "$and", "should": "$or", "must_not": "$not", "filter": "$and",
+    "and": "$and", "or": "$or", "not": "$not", "AND": "$and", "OR": "$or", "NOT": "$not",
+}  # fmt: skip
+"""What groups are called in other filter languages."""
 
 # Far below Python's own recursion limit, whatever the setting says.
 _DEEPEST = 100
@@ -47,6 +52,13 @@ def parse_filter(
     ``filter_operator``, ``filter_operand``, ``filter_too_deep`` or ``filter_too_large``.
     """
     return _Parser(declared or {}, limits or Limits()).group(body, where, 1)
+
+
+def _is_group(operand: object) -> bool:
+    """Whether it looks like filters, and can be no condition on an attribute."""
+    if isinstance(operand, Mapping):
+        return any(key not in OPERATORS for key in operand)
+    return isinstance(operand, list | tuple)
 
 
 class _Parser:
@@ -91,6 +103,9 @@ class _Parser:
                 value=name,
             )
         if not name.startswith("$"):
+            if name in _GROUPS_ELSEWHERE and name not in self.declared and _is_group(operand):
+                hint = f"write {_GROUPS_ELSEWHERE[name]}; groups are $and, $or, $not"
+                raise refuse("there is no such group", path, code="filter_operator", hint=hint)
             return self._attribute(name, operand, path)
         match name:
             case "$and":

@@ -15,6 +15,7 @@ from nearfield_index.hubness.fit import Fit
 from nearfield_index.hubness.job import Workplace, fit, rotate
 from nearfield_index.hubness.querylog import QueryLog
 from nearfield_index.hubness.request import (
+    HOW_TO_FIT,
     LEAST_BANK,
     FitRequest,
     distinct,
@@ -28,7 +29,7 @@ from nearfield_index.limits import Limits
 from nearfield_index.maintenance import Maintenance
 from nearfield_index.points import PointId, check_ids
 from nearfield_index.ranking.bias import block_bounds
-from nearfield_index.schema import check_object
+from nearfield_index.schema import DEFAULT_FIELD, check_object
 from nearfield_index.vectors import as_matrix
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Hubness:
 
     def request_fit(self, body: Mapping[str, Any]) -> Job:
         """Check the body of ``PUT .../hubness`` and start its job."""
-        field = self._field(body)
+        field = self._place.live.schema.field_of(body)
         spec = self._place.live.schema.vectors[field]
         request = parse_fit(body, field=field, dim=spec.dim, metric=spec.metric, limits=self._limits)
         self._check_pairs(request)
@@ -76,14 +77,6 @@ class Hubness:
         except NearfieldError:
             self._forget(field, version)
             raise
-
-    def _field(self, body: Mapping[str, Any]) -> str:
-        schema = self._place.live.schema
-        name = body.get("field", "vector" if "vector" in schema.vectors else next(iter(schema.vectors)))
-        if not isinstance(name, str):
-            raise InvalidRequest("must be the name of a vector field", code="unknown_field", field="field")
-        schema.field(name)
-        return name
 
     def _check_pairs(self, request: FitRequest) -> None:
         if not request.answers:
@@ -179,7 +172,7 @@ class Hubness:
     def request_rotation(self, body: Mapping[str, Any]) -> Job:
         """Start the job that replaces a sixteenth of the bank by the given queries, or by some of the log."""
         check_object(body, at="body", known=frozenset({"field", "vectors"}))
-        field = self._field(body)
+        field = self._place.live.schema.field_of(body)
         old = self.fit_of(field)
         bounds = block_bounds(len(old.model.bank))
         wanted = bounds[old.next_block + 1] - bounds[old.next_block]
@@ -214,7 +207,7 @@ class Hubness:
         """The fit in force. Raises :class:`NotFound`."""
         found = self._place.live.fits.get(field)
         if not isinstance(found, Fit):
-            raise NotFound("this field has no hubness fit", code="no_hubness_fit", field="field", hint="fit one: PUT")
+            raise _no_fit()
         return found
 
     def describe(self) -> Json:
@@ -225,9 +218,8 @@ class Hubness:
             about = None if log is None else {"queries": len(log), "size": log.size}
             found[name] = dict(self.fit_of(name).report) | {"log": about}
         if not found:
-            self.fit_of(self._field({}))
-        first = self._field({})
-        report: Json = found.get(first, next(iter(found.values())))
+            raise _no_fit()
+        report: Json = found.get(DEFAULT_FIELD, next(iter(found.values())))
         return report | {"fields": found}
 
     def drop(self) -> Json:
@@ -248,7 +240,7 @@ class Hubness:
             self._place.monitor.clear()
             self._place.live.hide(self._place.monitor.held)
         if not (dropped or pending or logs):
-            self.fit_of(self._field({}))
+            raise _no_fit()
         self._place.builder.forget_faces(set())
         self._sweep()
         return {"dropped": True}
@@ -303,3 +295,7 @@ class Hubness:
 
     def _log_path(self, field: str) -> Any:
         return self._place.directory / f"log-{field}"
+
+
+def _no_fit() -> NotFound:
+    return NotFound("this field has no hubness fit", code="no_hubness_fit", field="field", hint=HOW_TO_FIT)

@@ -23,8 +23,8 @@ class Scorers:
             raise InvalidRequest("must be the name of a scorer", field=at)
         found = self._held.get(name)
         if found is None:
-            known = ", ".join(sorted(self._held)) or "none is configured"
-            raise NotFound("no scorer of that name", code="scorer_not_found", field=at, hint=f"one of: {known}")
+            hint = f"one of: {', '.join(sorted(self._held))}" if self._held else "none is configured"
+            raise NotFound("no scorer of that name", code="scorer_not_found", field=at, hint=hint)
         return found
 
     def to_wire(self) -> list[dict[str, Any]]:

@@ -266,3 +266,26 @@ def test_limits_are_those_given() -> None:
     ):
         with pytest.raises(InvalidRequest):
             parse(body, limits=small)
+
+
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        ({"must": [{"a": 1}]}, "write $and; groups are $and, $or, $not"),
+        ({"or": [{"a": 1}, {"a": 2}]}, "write $or; groups are $and, $or, $not"),
+        ({"must_not": {"key": "a", "match": 1}}, "write $not; groups are $and, $or, $not"),
+        ({"$not": {"should": []}}, "write $or; groups are $and, $or, $not"),
+        ({"a": {"gt": "5"}}, "give a number"),
+        ({"a": {"gt": "2024-05-31"}}, "declare the attribute as datetime to range over ISO-8601 times"),
+    ],
+)
+def test_what_other_languages_write_is_told_in_ours(body: object, hint: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_filter(body)
+    assert caught.value.hint == hint
+
+
+def test_an_attribute_may_be_called_like_a_group() -> None:
+    assert parse_filter({"must": 1, "not": {"in": ["x"]}}).names() == {"must", "not"}
+    with pytest.raises(InvalidRequest, match="single value"):
+        parse_filter({"must": ["x"]}, declared={"must": "keyword"})
