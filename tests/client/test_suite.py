@@ -363,7 +363,6 @@ def test_alter_adds(col):
         (nearfield.InvalidRequest, lambda col: col.query(np.zeros(DIM))),
         (nearfield.InvalidRequest, lambda col: col.query(np.full(DIM, np.nan))),
         (nearfield.InvalidRequest, lambda col: col.query()),
-        (nearfield.TooLarge, lambda col: col.query(np.ones((101, DIM)), k=10_000)),
         (nearfield.InvalidRequest, lambda col: col.query(np.ones(DIM), field="other")),
         (nearfield.InvalidRequest, lambda col: col.query(np.ones(DIM), where={"a": {"like": "x"}})),
         (nearfield.InvalidRequest, lambda col: col.query(np.ones(DIM), where={}, wheres=[{}])),

@@ -563,3 +563,14 @@ def test_too_much_is_not_called_missing(engine: Engine) -> None:
     assert refused(engine, InvalidRequest, "query", "c", {}).code == "missing"
     assert refused(engine, InvalidRequest, "delete_points", "c", {"ids": [1], "filter": {}}).code == "invalid"
     assert refused(engine, InvalidRequest, "delete_points", "c", {}).code == "missing"
+
+
+def test_hits_of_a_request_are_bounded(tmp_path: Path) -> None:
+    with Engine.open(tmp_path / "data", options=EngineOptions(limits=Limits(hits=100))) as engine:
+        engine.create_collection("c", {"dim": 2})
+        batch = {"vectors": [[1.0, 0.0]] * 10, "k": 8, "offset": 2}
+        assert engine.query("c", batch)["results"] == [[]] * 10
+        for more in ({"k": 9}, {"offset": 3}, {"vectors": [[1.0, 0.0]] * 11}):
+            with pytest.raises(TooLarge, match="the limit is 100 hits") as caught:
+                engine.query("c", batch | more)
+            assert caught.value.field == "k"

@@ -23,7 +23,6 @@ from nearfield_index.vectors import as_matrix
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Json = dict[str, Any]
 
-HOW_TO_FIT = "fit one: PUT .../hubness, fit_hubness(..) or `nearfield hubness fit`"
 LEAST_BANK = 20
 MOST_BANK = 20_000
 _KEYS = frozenset({"field", "method", "strength", "gate", "bank", "gallery_bank", "pairs", "quarantine"})

@@ -15,7 +15,6 @@ from nearfield_index.execution.query import Query
 from nearfield_index.execution.run import run
 from nearfield_index.execution.topk import Candidates
 from nearfield_index.hubness.fit import Fit
-from nearfield_index.hubness.request import HOW_TO_FIT
 from nearfield_index.ranking.bias import Method
 from nearfield_index.schema import Metric
 from nearfield_index.segments.normal import NormalField
@@ -54,7 +53,7 @@ def fit_for(view: View, query: Query) -> tuple[Fit, float] | None:
     if not isinstance(fit, Fit):
         if query.hubness == "on":
             raise InvalidRequest(
-                "this field has no hubness fit", code="no_hubness_fit", field="hubness", hint=HOW_TO_FIT
+                "this field has no hubness fit", code="no_hubness_fit", field="hubness", hint="fit one: PUT .../hubness"
             )
         return None
     if query.hubness == "off" or (query.hubness == "auto" and not fit.recommended):

@@ -15,7 +15,6 @@ from nearfield_index.hubness.fit import Fit
 from nearfield_index.hubness.job import Workplace, fit, rotate
 from nearfield_index.hubness.querylog import QueryLog
 from nearfield_index.hubness.request import (
-    HOW_TO_FIT,
     LEAST_BANK,
     FitRequest,
     distinct,
@@ -298,4 +297,6 @@ class Hubness:
 
 
 def _no_fit() -> NotFound:
-    return NotFound("this field has no hubness fit", code="no_hubness_fit", field="field", hint=HOW_TO_FIT)
+    return NotFound(
+        "this field has no hubness fit", code="no_hubness_fit", field="field", hint="fit one: PUT .../hubness"
+    )
