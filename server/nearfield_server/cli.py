@@ -76,6 +76,7 @@ def query(
         str | None,
         typer.Option(help='Search under a scorer, as JSON: {"scorer": "relevance", "query": "text", "budget": 100}.'),
     ] = None,
+    field: Annotated[str | None, typer.Option(help="Vector field.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     url: Url = HERE,
     api_key: ApiKey = None,
@@ -85,7 +86,7 @@ def query(
     from nearfield_server.commands.querying import Question, run
     from nearfield_server.commands.target import Target
 
-    question = Question(vector=vector, point=point, k=k, where=where, exact=exact, recall=recall, rerank=rerank)
+    question = Question(vector, point, k, where, exact, recall, rerank, field)
     run(Target(url, api_key, data), collection, question, as_json=as_json)
 
 
@@ -130,6 +131,7 @@ def fit_reranker(
         Path | None, typer.Option(help="Parquet file of anchor queries with columns text and vector.")
     ] = None,
     count: Annotated[int | None, typer.Option(help="Choose so many of the file's queries.")] = None,
+    field: Annotated[str | None, typer.Option(help="Vector field.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Only tell what it would cost.")] = False,
     url: Url = HERE,
     api_key: ApiKey = None,
@@ -138,7 +140,7 @@ def fit_reranker(
     from nearfield_server.commands.rerankers import fit
     from nearfield_server.commands.target import Target
 
-    fit(Target(url, api_key), collection, name, scorer, log=log, anchors=anchors, count=count, cost=cost)
+    fit(Target(url, api_key), collection, name, scorer, log=log, anchors=anchors, count=count, field=field, cost=cost)
 
 
 @reranker.command("show")

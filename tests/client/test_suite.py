@@ -247,6 +247,7 @@ def test_several_vector_fields(nf, name):
         with pytest.raises(nearfield.InvalidRequest, match="name one of: image, title") as caught:
             guess()
         assert (caught.value.code, caught.value.field) == ("missing", "field")
+    assert col.optimize(queries=[[0, 1]], field="image").state == "done"
     col.alter(vectors={"vector": {"dim": 1, "metric": "l2"}})
     assert len(col.query([0])) == 0
 

@@ -17,6 +17,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+import nearfield
 from nearfield_server.cli import app
 
 ROWS = 50
@@ -184,6 +185,14 @@ def test_query_and_optimize(tmp_path: Path, data: Path) -> None:
     assert "color" in table
     assert " ms" in table
     assert "indexed" not in run("query", "c", "--id", "p7", "--json", "--data", data).stderr
+
+
+def test_a_query_names_its_field_where_there_are_several(data: Path) -> None:
+    with nearfield.open(data) as nf:
+        col = nf.create("c", vectors={"a": {"dim": 1, "metric": "l2"}, "b": {"dim": 2, "metric": "l2"}})
+        col.upsert(["p"], {"a": [[1]], "b": [[1, 2]]})
+    assert "name one of: a, b" in run("query", "c", "--vector", "[1, 2]", "--data", data, code=1).output
+    assert " p " in run("query", "c", "--vector", "[1, 2]", "--field", "b", "--data", data).stdout
 
 
 @pytest.mark.parametrize(

@@ -282,18 +282,19 @@ class Collection:
         self,
         queries: Any = None,
         *,
+        field: str | None = None,
         workload: Mapping[str, Any] | None = None,
         wait: bool = True,
         timeout: float | None = None,
         progress: ProgressOption = None,
     ) -> Job:
-        """Index everything written so far and calibrate recall, on ``queries`` (n, d) if given.
+        """Index everything written so far and calibrate recall, on ``queries`` (n, d) of ``field`` if given.
 
         Rows are laid out for the filters that the collection was asked, or for those of a ``workload``:
         ``{"filters": [where, ..], "vectors": (n, d), "least_gain": 0.05}``, every part optional. The finished job's
         ``result`` tells what that saves.
         """
-        job = self.run(operations.optimize(self.name, queries=queries, workload=workload))
+        job = self.run(operations.optimize(self.name, queries=queries, field=field, workload=workload))
         return self.client.wait(job, timeout=timeout, progress=progress) if wait else job
 
     def fit_reranker(

@@ -229,8 +229,10 @@ def query(
     return Operation("query", parse, name, body, timeout_s=patience)
 
 
-def optimize(name: str, *, queries: Any = None, workload: Mapping[str, Any] | None = None) -> Operation[Job]:
-    body: dict[str, Any] = {} if queries is None else {"queries": vectors.to_matrix(queries, "queries")}
+def optimize(
+    name: str, *, queries: Any = None, field: str | None = None, workload: Mapping[str, Any] | None = None
+) -> Operation[Job]:
+    body = _body(queries=None if queries is None else vectors.to_matrix(queries, "queries"), field=field)
     if workload is not None:
         body["workload"] = _workload(workload)
     return Operation("optimize", Job.from_wire, name, body)

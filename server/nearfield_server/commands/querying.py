@@ -33,6 +33,7 @@ class Question:
     exact: bool
     recall: float | None
     rerank: str | None = None
+    field: str | None = None
 
 
 def run(target: Target, collection: str, question: Question, *, as_json: bool) -> None:
@@ -45,6 +46,7 @@ def run(target: Target, collection: str, question: Question, *, as_json: bool) -
         "exact": question.exact,
         "recall": question.recall,
         "rerank": None if question.rerank is None else _json(question.rerank, "--rerank", dict),
+        "field": question.field,
         "explain": True,
     }
     with explained(), target.connect() as client:

@@ -26,14 +26,15 @@ def fit(
     log: int | None,
     anchors: Path | None,
     count: int | None,
+    field: str | None,
     cost: bool,
 ) -> None:
     """Start (or join, or resume) the job and watch it; interrupting this leaves the job running."""
     if log is not None and anchors is not None:
         fail("give --log or --anchors, not both", USAGE)
-    given: dict[str, Any] = {"log": log}
+    given: dict[str, Any] = {"log": log, "field": field}
     if anchors is not None:
-        given = dict(zip(("texts", "anchors"), _read(anchors), strict=True)) | {"count": count}
+        given = dict(zip(("texts", "anchors"), _read(anchors), strict=True)) | {"count": count, "field": field}
     with explained(), target.connect() as client:
         found = client.collection(collection)
         if cost:

@@ -103,4 +103,5 @@ class Optimize(Request):
     """Queries to calibrate recall on, and filters to lay rows out for, as they come in practice; both optional."""
 
     queries: Vectors | None = None
+    field: str | None = Field(None, description="The vector field of `queries`; as in a query where it is not given.")
     workload: Workload | None = None

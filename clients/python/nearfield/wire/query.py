@@ -32,7 +32,7 @@ class Query(Request):
     vector: Vector | None = None
     vectors: Vectors | None = None
     ids: list[Id] | None = Field(None, description="Search with stored vectors; the point itself is left out.")
-    field: str | None = Field(None, description="The vector field; `vector` by default.")
+    field: str | None = Field(None, description="The vector field; without it `vector`, or the only one there is.")
     k: Annotated[int, Field(ge=1, le=10_000)] = 10
     offset: Annotated[int, Field(ge=0)] = 0
     filter: Filter | None = None
