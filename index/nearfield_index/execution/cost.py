@@ -337,7 +337,10 @@ class Calibration:
             aim = self._aim(target) + (_SPARE["random"] * (1 - target) if selectivity < 1.0 else 0.0)
             for tandem in self.tandems:
                 measured = DEPTHS[: len(tandem.recall)]
-                recall = float(np.interp(depth, measured, tandem.recall)) if depth <= measured[-1] else 0.0
+                # A walk that finds fewer rows than that would tell little of how much passes near a query.
+                if depth > min(tandem.effort, measured[-1]):
+                    continue
+                recall = float(np.interp(depth, measured, tandem.recall))
                 if recall >= aim:
                     us = self.walk_us(tandem.effort) + self._look_us(tandem.lists, depth)
                     ways.append((Setting(tandem.effort, recall, us), tandem.lists))
