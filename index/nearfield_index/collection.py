@@ -187,12 +187,14 @@ class Collection:
         with self.commits.turn:
             if rewrite:
                 self._check_declared(schema)
-            self.store.set_schema(schema.to_wire())
+            self.store.set_schema(schema.to_wire(), rewrite=rewrite)
             self.reservoir.use_schema(schema)
             self.workload.use_schema(schema)
             if not schema.index.workload:
                 self.builder.keep_log()
             self.live.use_schema(schema, rewrite=rewrite)
+            if rewrite:
+                self.builder.rewritten()
 
     def _check_declared(self, schema: Schema) -> None:
         keys = self.store.keys()
