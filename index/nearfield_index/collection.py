@@ -396,8 +396,8 @@ class Collection:
             self.builder.layouts.watch(self.name)
         if query.ids is None and len(vectors):
             self.hubness.note(query.field, vectors)
-            over = self.reservoir.add(query.field, vectors) - ENOUGH_QUERIES
-            if 0 <= over < len(vectors) and self._calibrated_on_rows(query.field):
+            before, now = self.reservoir.add(query.field, vectors)
+            if before < ENOUGH_QUERIES <= now and self._calibrated_on_rows(query.field):
                 self.builder.schedule_calibration()
 
     def note_reranked(self, query: Query, vectors: Any, rerank: Rerank) -> None:

@@ -230,3 +230,26 @@ def test_a_crash_in_the_middle_of_an_alter_leaves_no_row_under_old_types(
         after = {"filter": {"t": {"gte": "2023-01-01"}}}
         assert again.count_points("c", after)["count"] == ROWS
         assert is_indexed(again)
+
+
+def test_many_batches_of_queries_ask_for_one_calibration(
+    engine: Engine, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    calibrate = calibration.calibrate
+
+    def slow(*args: Any, **options: Any) -> calibration.Calibration:
+        assert go_on.wait(JOB_SECONDS)
+        return calibrate(*args, **options)
+
+    monkeypatch.setattr(calibration, "calibrate", slow)
+    queries = np.random.default_rng(0).standard_normal((2_000, DIM)).astype(np.float32)
+    for size in (100, 2_000, 2_000, 2_000, 1_000, 50, 2_000):
+        engine.query("c", {"vectors": queries[:size], "k": 1})
+    go_on.set()
+    all_done(collection)
+    for _ in range(3):
+        engine.query("c", {"vectors": queries, "k": 1})
+    all_done(collection)
+    assert [job["kind"] for job in engine.list_jobs()["jobs"]].count("calibrate") == 1
+    assert {c.source for c in collection.builder.calibrations.values()} == {"queries"}
