@@ -114,6 +114,15 @@ def test_info_and_describe(nf, col, name):
     assert description["name"] == name
     assert description["vectors"] == {"vector": {"dim": DIM, "metric": "cosine"}}
     assert description["points"] == 60
+    assert description["indexed_points"] == 0
+
+
+def test_describe_counts_indexed_points(col):
+    col.optimize()
+    assert col.describe()["indexed_points"] == 60
+    col.delete(ids=[0, 1])
+    col.upsert([100], X[:1])
+    assert (col.describe()["points"], col.describe()["indexed_points"]) == (59, 58)
 
 
 def test_query_with_one_vector(col):

@@ -193,7 +193,11 @@ class AsyncCollection:
         set: Mapping[str, Any] | None = None,
         unset: Sequence[str] | None = None,
     ) -> int:
-        """Change attributes of points chosen by id or filter; returns how many points."""
+        """Change attributes of points chosen by id or filter; returns how many points.
+
+        They leave the index, as rewritten points do, and are scanned until it takes them in: after a patch of many,
+        run :meth:`optimize`.
+        """
         return await self.run(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
 
     async def delete(self, *, ids: Any = None, where: Where = None, dry_run: bool = False) -> int:
@@ -289,7 +293,7 @@ class AsyncCollection:
         )
 
     async def describe(self) -> dict[str, Any]:
-        """Return schema, counts, segments, bytes and state."""
+        """Return schema, counts, segments, bytes and state. ``points`` beyond ``indexed_points`` are scanned."""
         return await self.run(operations.describe(self.name))
 
     async def alter(
@@ -299,7 +303,12 @@ class AsyncCollection:
         attributes: Mapping[str, Any] | None = None,
         index: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | Job:
-        """Add a vector field or attribute, or change the index (then a Job is returned)."""
+        """Add vector fields, declare attributes, change the index; returns the description, or a running Job.
+
+        A vector field costs nothing. An attribute declared where there are points already has all of them read again,
+        while writes wait, and all indexes built anew by the Job, until which searches scan. Declare with ``create``,
+        or several at once. Another ``index`` is built by the Job beside the old one, which serves until then.
+        """
         return await self.run(operations.alter(self.name, vectors=vectors, attributes=attributes, index=index))
 
     async def optimize(

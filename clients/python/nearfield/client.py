@@ -170,7 +170,11 @@ class Collection:
         set: Mapping[str, Any] | None = None,
         unset: Sequence[str] | None = None,
     ) -> int:
-        """Change attributes of points chosen by id or filter; returns how many points."""
+        """Change attributes of points chosen by id or filter; returns how many points.
+
+        They leave the index, as rewritten points do, and are scanned until it takes them in: after a patch of many,
+        run :meth:`optimize`.
+        """
         return self.run(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
 
     def delete(self, *, ids: Any = None, where: Where = None, dry_run: bool = False) -> int:
@@ -265,7 +269,7 @@ class Collection:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return schema, counts, segments, bytes and state."""
+        """Return schema, counts, segments, bytes and state. ``points`` beyond ``indexed_points`` are scanned."""
         return self.run(operations.describe(self.name))
 
     def alter(
@@ -275,7 +279,12 @@ class Collection:
         attributes: Mapping[str, Any] | None = None,
         index: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | Job:
-        """Add a vector field or attribute, or change the index (then a Job is returned)."""
+        """Add vector fields, declare attributes, change the index; returns the description, or a running Job.
+
+        A vector field costs nothing. An attribute declared where there are points already has all of them read again,
+        while writes wait, and all indexes built anew by the Job, until which searches scan. Declare with ``create``,
+        or several at once. Another ``index`` is built by the Job beside the old one, which serves until then.
+        """
         return self.run(operations.alter(self.name, vectors=vectors, attributes=attributes, index=index))
 
     def optimize(
