@@ -425,6 +425,30 @@ def test_a_closed_embedded_client_says_so_and_frees_the_directory(engine_dir):
     nearfield.open(engine_dir).close()
 
 
+@pytest.mark.parametrize("where", ["server_url", "engine_dir"])
+def test_an_awaited_client_is_awaited_or_entered(request, where):
+    address = request.getfixturevalue(where)
+    make = aio.connect if where == "server_url" else aio.open
+
+    async def use() -> None:
+        async with make(address) as nf:
+            assert (await nf.info())["name"] == "nearfield"
+        with pytest.raises(nearfield.InvalidRequest, match="closed"):
+            await nf.info()
+        nf = await make(address)
+        async with nf as same, asyncio.timeout(60):
+            assert same is nf
+        async with await make(address) as nf:
+            await nf.collections()
+
+    asyncio.run(use())
+    asyncio.run(asyncio.run(_made(make, address)).close())
+
+
+async def _made(make: Any, address: Any) -> Any:
+    return await asyncio.create_task(make(address))
+
+
 def test_hubness_is_fitted_reported_used_rotated_and_dropped(nf, col):
     bank = (RNG.standard_normal((64, DIM)) + 1).astype(np.float32)
     job = col.fit_hubness(bank, method="is", pairs=(X[:20], np.arange(20)), gallery_sample=50)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,23 +20,70 @@ from nearfield.transport import AsyncTransport
 T = TypeVar("T")
 
 
-async def connect(url: str, **options: Any) -> AsyncClient:
-    """Return a client of the server at ``url``; options as for ``nearfield.connect``. Nothing is sent yet."""
-    return AsyncClient(AsyncHttpTransport(HttpOptions.of(url, **options)))
+def connect(url: str, **options: Any) -> Opening:
+    """Return a client of the server at ``url``, awaited or entered; options as for ``nearfield.connect``.
+
+    ``nf = await aio.connect(url)`` and ``async with aio.connect(url) as nf`` are both right. Nothing is sent yet.
+    """
+    return Opening(_connect(url, options))
 
 
-async def open(
+def open(
     path: str | os.PathLike[str],
     *,
     scorers: Mapping[str, object] | None = None,
     device: str = "auto",
     device_memory_share: float = 0.8,
+) -> Opening:
+    """Return a client of the engine in this process, awaited or entered as that of ``connect``.
+
+    Its calls run in threads. See ``nearfield.open``.
+    """
+    return Opening(_open(path, scorers, device, device_memory_share))
+
+
+async def _connect(url: str, options: Mapping[str, Any]) -> AsyncClient:
+    return AsyncClient(AsyncHttpTransport(HttpOptions.of(url, **options)))
+
+
+async def _open(
+    path: str | os.PathLike[str], scorers: Mapping[str, object] | None, device: str, device_memory_share: float
 ) -> AsyncClient:
-    """Return a client of the engine in this process, whose calls run in threads. See ``nearfield.open``."""
     from nearfield.local import AsyncLocalTransport, LocalTransport
 
     make = partial(LocalTransport, path, scorers, device=device, device_memory_share=device_memory_share)
     return AsyncClient(AsyncLocalTransport(await asyncio.to_thread(make)))
+
+
+class Opening(Coroutine[Any, Any, "AsyncClient"]):
+    """A client to be: ``await`` it, or enter it with ``async with``, which closes the client at the end.
+
+    A coroutine, so that ``asyncio.run`` and ``create_task`` take it too.
+    """
+
+    def __init__(self, making: Coroutine[Any, Any, AsyncClient]) -> None:
+        self._making = making
+        self._client: AsyncClient | None = None
+
+    def __await__(self) -> Generator[Any, Any, AsyncClient]:
+        return self._making.__await__()
+
+    async def __aenter__(self) -> AsyncClient:
+        self._client = await self._making
+        return self._client
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def send(self, value: Any, /) -> Any:
+        return self._making.send(value)
+
+    def throw(self, *failure: Any) -> Any:
+        return self._making.throw(*failure)
+
+    def close(self) -> None:
+        self._making.close()
 
 
 class AsyncClient:
