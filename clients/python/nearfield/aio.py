@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mappi
 from functools import partial
 from typing import Any, TypeVar
 
-from nearfield import bulk, errors, operations, points
+from nearfield import bulk, errors, operations, pieces, points
 from nearfield.client import done_or_raise, pauses
 from nearfield.http import AsyncHttpTransport, HttpOptions
 from nearfield.operations import Operation, Select, Where
@@ -240,16 +240,23 @@ class AsyncCollection:
         set: Mapping[str, Any] | None = None,
         unset: Sequence[str] | None = None,
     ) -> int:
-        """Change attributes of points chosen by id or filter; returns how many points."""
-        return await self.run(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+        """Change attributes of points chosen by id or filter; returns how many points.
 
-    async def delete(self, *, ids: Any = None, where: Where = None, dry_run: bool = False) -> int:
-        """Delete points by id or filter; returns how many. Unknown ids are no error."""
-        return await self.run(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
+        ``ids`` may be of any number, cut up and failing as in ``delete``.
+        """
+        return await self._in_pieces(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+
+    async def delete(self, ids: Any = None, *, where: Where = None, dry_run: bool = False) -> int:
+        """Delete points by id or filter; returns how many. Unknown ids are no error.
+
+        ``ids`` may be of any number: where they take several requests and one fails, the points of those before it stay
+        deleted, a note on the error says how far it came, and the same call again is safe.
+        """
+        return await self._in_pieces(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
 
     async def get(self, ids: Any, *, select: Select = True, with_: Iterable[str] = ()) -> list[Point]:
-        """Return these points; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
-        return await self.run(operations.get(self.name, ids, select=select, with_=with_))
+        """Return these points, of any number; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
+        return await self._in_pieces(operations.get(self.name, ids, select=select, with_=with_))
 
     async def count(self, where: Where = None) -> int:
         return await self.run(operations.count(self.name, where=where))
@@ -304,6 +311,8 @@ class AsyncCollection:
     ) -> Any:
         """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
 
+        Queries of any number: more than one request may hold are sent in several, each with the whole ``timeout_ms``,
+        and ``meta`` adds up what they took; if one fails, its error is raised and no hits are returned.
         ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
         top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
         ``plans``. ``hubness`` is ``auto`` (as the fit recommends), ``on`` or ``off``.
@@ -311,7 +320,7 @@ class AsyncCollection:
         (``{"reranker": name, ..}`` under one with a fitted reranker): hits then carry ``base_score``, and
         ``meta["rerank"]`` what it cost.
         """
-        return await self.run(
+        return await self._in_pieces(
             operations.query(
                 self.name,
                 q,
@@ -509,11 +518,14 @@ class AsyncCollection:
 
     async def release(self, ids: Any) -> int:
         """Let points out of the hub monitor's quarantine; returns how many were in it."""
-        return await self.run(operations.release(self.name, ids))
+        return await self._in_pieces(operations.release(self.name, ids))
 
     async def run(self, operation: Operation[T]) -> T:
         """Carry out an operation."""
         return await self.client.run(operation)
+
+    async def _in_pieces(self, operation: Operation[T]) -> T:
+        return await pieces.run_async(self.run, operation)
 
     def __repr__(self) -> str:
         return f"nearfield.AsyncCollection({self.name!r})"
