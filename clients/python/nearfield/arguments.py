@@ -35,7 +35,12 @@ _BY_ROUTE = {
 }
 _ROUTE = re.compile(r"\b([A-Z]+) \.\.\.(/[a-z/]+(?:\{name\})?)")
 _QUOTED = re.compile("'(" + "|".join(_EVERYWHERE) + ")'")
-_OTHER_WORDS = {"unauthenticated": ("the server wants an API key", "give connect() its api_key")}
+_OTHER_WORDS = {
+    "unauthenticated": (
+        "the server wants an API key",
+        "give connect() an api_key (the command line: --api-key or NEARFIELD_API_KEY)",
+    )
+}
 
 
 def named(failure: Error, call: str) -> Error:
