@@ -59,6 +59,7 @@ class Room:
         self._lock = Lock()
         self._freed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting = 0
 
     def take(self, hits: int) -> None:
         """Raise NoRoom, or count ``hits`` until they are given back."""
@@ -71,7 +72,7 @@ class Room:
         with self._lock:
             self.held -= hits
             loop = self._loop
-        if loop is not None:
+        if loop is not None and self._waiting:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(self._freed.set)
 
@@ -82,6 +83,7 @@ class Room:
     async def wait(self, hits: int, until: float) -> None:
         """Return when so many hits may fit; raise Problem 429 past ``until``."""
         self._loop = asyncio.get_running_loop()
+        self._waiting += 1
         try:
             async with asyncio.timeout(until - monotonic()):
                 self._freed.clear()
@@ -91,6 +93,8 @@ class Room:
         except TimeoutError:
             detail = f"The searches that run leave no room for {hits} hits (queries x k), of {self._most} together."
             raise overloaded(429, detail, retry_after=1.0) from None
+        finally:
+            self._waiting -= 1
 
     def _fits(self, hits: int) -> bool:
         return not self.held or self.held + hits <= self._most

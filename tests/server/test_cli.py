@@ -117,6 +117,16 @@ def test_import(
     assert [hit["id"] for hit in found(data, "--filter", '{"price": 8}')] == ["p8"]
 
 
+def test_import_says_what_is_not_indexed_until_it_is(tmp_path: Path, data: Path) -> None:
+    file = npz(tmp_path)
+    arguments = ("import", "c", file, "--id", "sku", "--vector", "embedding", "--data", data)
+    assert f"{ROWS} points have no index yet, queries scan them; run: nearfield optimize c" in run(*arguments).output
+    run("optimize", "c", "--data", data)
+    assert f" {ROWS} " in run("collections", "--data", data).stdout
+    (tmp_path / "none.jsonl").write_text("")
+    assert "optimize" not in run("import", "c", tmp_path / "none.jsonl", "--data", data).output
+
+
 def test_import_npy_numbers_its_rows(tmp_path: Path, data: Path) -> None:
     np.save(tmp_path / "m.npy", VECTORS.astype(np.float64))
     run("import", "c", tmp_path / "m.npy", "--data", data, "--metric", "l2")

@@ -22,16 +22,21 @@ def run(target: Target, collection: str, file: Path, columns: Columns, *, vector
 
     A run that ended early may simply be repeated: points are written under the same ids.
     """
-    done = 0
+    done = unindexed = 0
     try:
         with explained(), target.connect() as client:
             table = open_table(file, columns, vectors)
             for name in table.skipped:
                 typer.echo(f"leaving out {name}: neither an attribute nor the chosen vector", err=True)
             done = _write(client, collection, table, metric)
+            if done:
+                described = client.collection(collection).describe()
+                unindexed = described["points"] - described["indexed_points"]
     except TableError as error:
         fail(str(error))
     typer.echo(f"{done:,} points written to {collection}")
+    if unindexed:
+        typer.echo(f"{unindexed:,} points have no index yet, queries scan them; run: nearfield optimize {collection}")
 
 
 def _write(client: nearfield.Client, name: str, table: Table, metric: str) -> int:
