@@ -223,6 +223,12 @@ def test_doctor(tmp_path: Path, data: Path) -> None:
     assert "no data directory" in run("doctor", tmp_path / "nowhere", code=1).output
 
 
+def test_doctor_makes_no_data_directory_of_another(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    assert "is not a data directory" in run("doctor", tmp_path / "pictures", code=1).output
+    assert list((tmp_path / "pictures").iterdir()) == []
+
+
 def test_doctor_finds_and_repairs_damage(tmp_path: Path, data: Path) -> None:
     run("import", "c", npz(tmp_path), "--id", "sku", "--vector", "embedding", "--data", data)
     run("optimize", "c", "--data", data)

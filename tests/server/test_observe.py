@@ -100,3 +100,15 @@ def test_unexpected_failure_is_logged_and_not_told(
     assert reply.headers["x-request-id"] in logged
     assert "a-secret-key" not in logged
     assert "what-was-sent" not in logged
+
+
+def test_a_call_of_a_scorer_leaves_no_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", root.handlers)
+    monkeypatch.setattr(root, "level", root.level)
+    configure_logs(load_settings(None))
+    logging.getLogger("httpx2").info('HTTP Request: POST http://localhost/rerank "HTTP/1.1 200 OK"')
+    logging.getLogger("httpcore2.connection").info("connect_tcp.started")
+    assert capsys.readouterr().err == ""
+    logging.getLogger("nearfield.app").info("heard")
+    assert "heard" in capsys.readouterr().err

@@ -14,6 +14,8 @@ def run(path: Path, *, repair: bool) -> None:
     """Print one line per collection and its findings; exit code 1 where something is wrong."""
     if not path.is_dir():
         fail(f"there is no data directory at {path}")
+    if not (path / "FORMAT").is_file():  # opening it would make one of it
+        fail(f"{path} is not a data directory: it has no FORMAT file")
     with explained(), Engine.open(path) as engine:
         report = engine.check(repair=repair)
     for collection in report["collections"]:
