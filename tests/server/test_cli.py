@@ -244,6 +244,33 @@ def test_doctor_finds_and_repairs_damage(tmp_path: Path, data: Path) -> None:
     assert found(data)[0]["id"] == "p7"
 
 
+def test_a_damaged_row_store_wants_a_backup(tmp_path: Path, data: Path) -> None:
+    random = np.random.default_rng(5)
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, embedding=random.standard_normal((3_000, 64)).astype("f4"))
+    run("import", "c", rows, "--vector", "embedding", "--data", data)
+    run("optimize", "c", "--data", data)
+    (store,) = data.glob("collections/*/rows.db")
+    whole = store.read_bytes()
+    damaged_open = damaged_closed = 0
+    for place in range(8192, len(whole) - 3000, len(whole) // 12):
+        store.write_bytes(whole[:place] + random.bytes(3000) + whole[place + 3000 :])
+        for repair in ([], ["--repair"]):
+            output = run("doctor", data, *repair, code=1).output
+            assert "restore a backup" in output
+            assert "--repair cannot repair: c" in output
+            assert "never used" not in output or "more pages" in output
+            assert len(output.splitlines()) < 9, output
+        read = CliRunner().invoke(app, ["query", "c", "--id", "77", "-k", "3000", "--data", str(data)])
+        damaged_open += read.exit_code == 0
+        damaged_closed += read.exit_code == 1
+        if read.exit_code:
+            assert "the row store is damaged" in read.output
+            assert "restore a backup" in read.output
+    assert damaged_closed
+    assert damaged_open
+
+
 def test_commands_against_a_server(start_process: Callable[..., Any], tmp_path: Path, data: Path) -> None:
     server = start_process(data, NEARFIELD_API_KEYS="the-only-key")
     reach = ("--url", server.url, "--api-key", "the-only-key")

@@ -20,9 +20,15 @@ def run(path: Path, *, repair: bool) -> None:
         report = engine.check(repair=repair)
     for collection in report["collections"]:
         verdict = "ok" if collection["ok"] else "damaged"
-        typer.echo(f"{collection['name']}: {verdict}, {collection['rows']} rows, {collection['segments']} segments")
+        size = (
+            f", {collection['rows']} rows, {collection['segments']} segments" if collection["rows"] is not None else ""
+        )
+        typer.echo(f"{collection['name']}: {verdict}{size}")
         for finding in collection["findings"]:
             typer.echo(f"  {finding}")
+    lost = [collection["name"] for collection in report["collections"] if not collection["repairable"]]
+    if lost:
+        fail(f"something is wrong that --repair cannot repair: {', '.join(lost)}; what to do stands above", FAILED)
     if not report["ok"]:
         fail("something is wrong" + ("" if repair else "; --repair rebuilds what can be rebuilt"), FAILED)
     typer.echo(f"{len(report['collections'])} collections checked, all in order")
