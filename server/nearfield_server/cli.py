@@ -43,7 +43,9 @@ def serve(
 def import_file(
     collection: Collection,
     file: Annotated[Path, typer.Argument(help="Parquet, JSON lines, CSV, npz or npy; .gz of text is read too.")],
-    vector: Annotated[str | None, typer.Option(help="Column of the vectors [default: found by its type].")] = None,
+    vector: Annotated[
+        str | None, typer.Option(help="Column of the vectors [default: vector, or the only one that holds such].")
+    ] = None,
     id_column: Annotated[
         str | None, typer.Option("--id", help="Column of the ids [default: id, or row numbers].")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import json
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+import nearfield
 from nearfield_server.cli import app
 
 ROWS = 50
@@ -91,13 +93,13 @@ def found(data: Path, *more: str) -> list[dict[str, Any]]:
     ("make", "options"),
     [
         (parquet, ["--vector", "embedding"]),
-        (parquet, []),
         (jsonl, ["--vector", "embedding"]),
+        (jsonl, []),
         (lambda path: jsonl(path, "points.jsonl.gz"), ["--vector", "embedding"]),
         (csv, ["--vectors", "vectors.npy"]),
         (npz, ["--vector", "embedding"]),
     ],
-    ids=["parquet", "parquet, found by type", "jsonl", "jsonl.gz", "csv", "npz"],
+    ids=["parquet", "jsonl", "jsonl, found by type", "jsonl.gz", "csv", "npz"],
 )
 def test_import(
     make: Callable[[Path], Path],
@@ -137,6 +139,14 @@ def test_csv_keeps_what_is_not_a_number(tmp_path: Path, data: Path) -> None:
     assert found(data)[0]["attributes"]["zip"] == "007"
 
 
+def test_csv_keeps_texts_as_they_are_written(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "t.csv").write_text('id,vector,text,zip\n1,"[0.5,1]",1.50,8\n')
+    run("import", "c", tmp_path / "t.csv", "--data", data)
+    with nearfield.open(data) as client:
+        (point,) = client["c"].get([1], with_=["text"])
+    assert (point.text, point.attributes) == ("1.50", {"zip": 8})
+
+
 def test_rows_without_a_vector(tmp_path: Path, data: Path) -> None:
     file = tmp_path / "some.jsonl"
     file.write_text('{"id": 1, "vector": [1, 0]}\n{"id": 2, "color": "red"}\n\n{"id": 3, "vector": [0, 1]}\n')
@@ -150,9 +160,14 @@ def test_rows_without_a_vector(tmp_path: Path, data: Path) -> None:
         ("a", b"", "cannot tell what a is"),
         ("a.jsonl", b"{}\nnope\n", "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b"[1]\n", "a.jsonl, line 1: not an object"),
-        ("a.jsonl", b'{"id": 1, "vector": "red"}\n', "row 0: the vector is not a JSON list"),
-        ("a.jsonl", b'{"id": 1, "vector": ["a"]}\n', "row 0: the vector is not a list of numbers"),
-        ("a.jsonl", b'{"id": 1}\n', "the dimension is unknown"),
+        ("a.jsonl", b'{"id": 1, "vector": "red"}\n', "a.jsonl, line 1: the vector is not a JSON list"),
+        ("a.jsonl", b'{"id": 1, "vector": ["a"]}\n', "a.jsonl, line 1: the vector is not a list of numbers"),
+        ("a.jsonl", b'{"id": 1, "emb": [1, 2]}\n', "the dimension is unknown; there are emb; name the column with"),
+        ("a.jsonl", b'{"id": 1, "a": [0.5, 1], "b": [1, 0.5]}\n', "several columns hold vectors: a, b; name one with"),
+        ("a.jsonl", b'{"id": 1, "vector": [1, 0]}\n{"vector": [1, 0]}\n', "a.jsonl, line 2: lacks the id column id"),
+        ("a.jsonl", b'{"vector": [1, 0], "text": 5}\n', "a.jsonl, line 1: column text is the text and holds none"),
+        ("a.jsonl", b"", "a.jsonl holds no rows; nothing was written"),
+        ("a.csv", b"id,vector\n", "a.csv holds no rows; nothing was written"),
         ("a.npy", b"not numpy", "a.npy cannot be read"),
         ("a.npz", b"not numpy", "a.npz cannot be read"),
         ("a.parquet", b"not parquet", "a.parquet is not Parquet"),
@@ -166,9 +181,90 @@ def test_files_that_cannot_be_imported(tmp_path: Path, data: Path, name: str, co
 
 
 def test_missing_file_and_column(tmp_path: Path, data: Path) -> None:
-    assert "nowhere.npy" in run("import", "c", tmp_path / "nowhere.npy", "--data", data, code=1).output
-    result = run("import", "c", parquet(tmp_path), "--vector", "colour", "--data", data, code=1)
-    assert "there is no column colour" in result.output
+    for name in ("nowhere.npy", "nowhere.parquet"):
+        output = run("import", "c", tmp_path / name, "--data", data, code=1).output
+        assert output == f"nearfield: there is no file {tmp_path / name}\n"
+    file = npz(tmp_path)
+    assert (
+        "nowhere.npy: no such file"
+        in run("import", "c", file, "--vectors", tmp_path / "nowhere.npy", "--data", data, code=1).output
+    )
+    for make in (parquet, jsonl):
+        result = run("import", "c", make(tmp_path), "--vector", "colour", "--data", data, code=1)
+        assert "there is no column colour; there are sku, embedding, color" in result.output
+
+
+def test_which_of_several_vectors_is_for_the_caller_to_say(tmp_path: Path, data: Path) -> None:
+    several = "several columns hold vectors: embedding, other; name one with --vector"
+    assert several in run("import", "c", parquet(tmp_path), "--data", data, code=1).output
+    np.savez(tmp_path / "two.npz", embedding=VECTORS, other=VECTORS)
+    assert several in run("import", "c", tmp_path / "two.npz", "--data", data, code=1).output
+    np.savez(tmp_path / "two.npz", vector=VECTORS, other=VECTORS)
+    assert "leaving out other" in run("import", "c", tmp_path / "two.npz", "--data", data).output
+
+
+BAD_LINES = {
+    "dimension": ('{"id": 9000, "vector": [1, 0]}', "vectors of 2 numbers where the field has 3"),
+    "zero": ('{"id": 9000, "vector": [0, 0, 0]}', "the vector is all zeros"),
+    "id": (
+        '{"id": 1.5, "vector": [1, 0, 0]}',
+        "an id is text of 1 to 256 bytes or an integer from 0 to 2^63-1 (at ids)",
+    ),
+    "text": ('{"id": 9000, "vector": [1, 0, 0], "text": "%s"}' % ("x" * 1_100_000), "text has at most 1048576 bytes"),
+}
+
+
+@pytest.mark.parametrize("what", sorted(BAD_LINES))
+def test_a_refused_line_is_named_and_what_came_before_is_written(tmp_path: Path, data: Path, what: str) -> None:
+    bad, message = BAD_LINES[what]
+    lines = [json.dumps({"id": row, "vector": [1, row, 0.5]}) for row in range(6_000)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join([*lines[:5_000], "", bad, *lines[5_000:]]))
+    output = run("import", "c", file, "--data", data, code=1).output
+    assert f"a.jsonl, line 5002: {message}" in output
+    assert "5,000 points are written to c; running the import again continues" in output
+    assert " 5,000 " in run("collections", "--data", data).stdout
+    file.write_text("\n".join(lines))
+    assert "6,000 points written to c\n" in run("import", "c", file, "--data", data).output
+
+
+def test_a_refused_row_of_a_matrix_is_named(tmp_path: Path, data: Path) -> None:
+    vectors = VECTORS.copy()
+    vectors[33] = 0
+    np.save(tmp_path / "m.npy", vectors)
+    output = run("import", "c", tmp_path / "m.npy", "--data", data, code=1).output
+    assert "m.npy, row 33 (from 0): the vector is all zeros" in output
+    assert "33 points are written" in output
+
+
+def test_an_import_that_wrote_nothing_leaves_no_collection(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "vector": [0, 0]}\n')
+    assert "line 1: the vector is all zeros" in run("import", "c", tmp_path / "a.jsonl", "--data", data, code=1).output
+    assert "c " not in run("collections", "--data", data).stdout
+    (tmp_path / "b.jsonl").write_text('{"id": 1, "vector": [1, 0, 0]}\n')
+    assert "1 point written to c" in run("import", "c", tmp_path / "b.jsonl", "--data", data).output
+    run("import", "c", tmp_path / "a.jsonl", "--data", data, code=1)
+    assert " 1 " in run("collections", "--data", data).stdout
+
+
+def test_points_are_counted_by_their_ids(tmp_path: Path, data: Path) -> None:
+    rows = [{"id": row % 5_000, "vector": [1, row]} for row in range(6_000)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    output = run("import", "c", tmp_path / "a.jsonl", "--data", data).output
+    assert "5,000 points written to c (6,000 rows; of rows with the same id the last one counts)" in output
+
+
+def test_dates_of_parquet_are_moments(tmp_path: Path, data: Path) -> None:
+    days = [dt.date(2024, 1, 1) + dt.timedelta(row) for row in range(ROWS)]
+    moments = [dt.datetime(2024, 1, 1, tzinfo=dt.UTC) + dt.timedelta(hours=row) for row in range(ROWS)]
+    naive = [moment.replace(tzinfo=None) for moment in moments]
+    table = pa.table({"vector": VECTORS.tolist(), "day": days, "at": moments, "naive": naive, "id": range(ROWS)})
+    table = table.set_column(0, "vector", table["vector"].cast(pa.list_(pa.float32())))
+    pq.write_table(table, tmp_path / "t.parquet")
+    run("import", "c", tmp_path / "t.parquet", "--data", data)
+    for name, last in (("day", "2024-01-03"), ("at", "2024-01-01T02:00:00Z"), ("naive", "2024-01-01T02:00:00Z")):
+        hits = found(data, "--filter", json.dumps({name: {"lte": last}}))
+        assert {hit["id"] for hit in hits} == {0, 1, 2}, name
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,6 @@ def explained() -> Iterator[None]:
         known = from_engine(error)
         fail(str(known), LOCKED if isinstance(known, Locked) else FAILED)
     except OSError as error:
-        fail(str(error))
+        fail(f"{error.filename}: {error.strerror.lower()}" if error.filename and error.strerror else str(error))
     except KeyboardInterrupt:
         fail("interrupted", 130)
