@@ -72,6 +72,7 @@ class Builder:
         self._guard = Lock()
         self._wanted = 0
         self._new_queries = False
+        self._new_workload = False
         self._least_gain = WORTH
         self._failures = 0
         self._not_before = 0.0
@@ -100,12 +101,14 @@ class Builder:
         except Busy as error:  # nobody asked for it, and a later write or query will
             _log.warning("no %s of %s for now: %s", kind, self._name, error)
 
-    def optimize(self, *, new_queries: bool = False, least_gain: float = WORTH) -> Job:
+    def optimize(self, *, new_queries: bool = False, new_workload: bool = False, least_gain: float = WORTH) -> Job:
         """Queue (or join) the job after which every point written before this call is indexed and calibrated,
-        with ``new_queries`` on the samples of now; rows are laid out where that saves at least ``least_gain``."""
+        with ``new_queries`` on the samples of now; rows are laid out where that saves at least ``least_gain``. With
+        ``new_workload`` the job tells where the log is too short to go by."""
         with self._guard:
             self._wanted = self._store.sequence
             self._new_queries |= new_queries
+            self._new_workload |= new_workload
             self._least_gain = min(self._least_gain, least_gain)
             return self._maintenance.submit("optimize", self._name, self._optimize, priority=1)
 
@@ -169,6 +172,7 @@ class Builder:
             job.report(0.0, "sealing")
             with self._guard:
                 self._new_queries = False
+                workload, self._new_workload = self._new_workload, False
                 least_gain, self._least_gain = self._least_gain, WORTH
             with self._turn:
                 self._live.seal()
@@ -182,7 +186,9 @@ class Builder:
                 before.difference(names), self.calibrations, least=least_gain, check=lambda: job.report(0.6)
             )
             if others:
-                job.result = (job.result or {}) | {"layouts_not_worth_it": others}
+                _tell(job, "layouts_not_worth_it", others)
+            if workload and (ignored := self.layouts.ignored()):
+                job.result = (job.result or {}) | {"workload_ignored": ignored}
             for name in due:
                 if any(segment.name == name for segment, _ in self._live.view.segments):  # not indexed anew meanwhile
                     self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
@@ -221,6 +227,14 @@ class Builder:
             job.report(0.0, "building")
             sequence = max(s.head.sequence for s, _ in chosen)
             where = self._live.segment_path()
+            refused: list[dict[str, Any]] = []
+            propose = self.layouts.proposer(
+                [s for s, _ in chosen],
+                self.calibrations,
+                least=least_gain,
+                check=lambda: job.report(job.progress),
+                refused=refused.append,
+            )
             name = write_indexed(
                 where,
                 rows,
@@ -228,9 +242,7 @@ class Builder:
                 sequence=sequence,
                 threads=BACKGROUND,
                 step=lambda done: step(0.1 + 0.8 * done),
-                propose=self.layouts.proposer(
-                    [s for s, _ in chosen], self.calibrations, least=least_gain, check=lambda: job.report(job.progress)
-                ),
+                propose=propose,
             )
             try:
                 segment = self._live.fitted(Segment(where / name))
@@ -243,8 +255,10 @@ class Builder:
                         self.calibrations,
                         check=lambda: job.report(job.progress),
                     )
-                    held = [] if job.result is None else job.result.get("layouts", [])
-                    job.result = (job.result or {}) | {"layouts": [*held, {"segment": segment.name, **(told or {})}]}
+                    _tell(job, "layouts", [{"segment": segment.name, **(told or {})}])
+                elif propose is not None:
+                    gain = refused[-1] if refused else None
+                    _tell(job, "layouts_not_worth_it", [{"segment": segment.name, "expected_gain": gain}])
             except BaseException:
                 self.residents.drop([name])
                 shutil.rmtree(where / name, ignore_errors=True)
@@ -352,6 +366,13 @@ class Builder:
 
     def _calibration_path(self, segment: str) -> Any:
         return self._live.segment_path() / segment / "calibration.json"
+
+
+def _tell(job: Job, key: str, more: list[dict[str, Any]]) -> None:
+    """Add to what the job tells, a segment once."""
+    segments = {each["segment"] for each in more}
+    held = [each for each in (job.result or {}).get(key, []) if each["segment"] not in segments]
+    job.result = (job.result or {}) | {key: [*held, *more]}
 
 
 def _calibrated(part: FieldPart, sample: Floats, step: Callable[[float], None], judge: FieldPart | None) -> Calibration:

@@ -309,6 +309,9 @@ def test_optimize_lays_out_for_a_file_of_filters(tmp_path: Path, data: Path) -> 
     filters = tmp_path / "filters.jsonl"
     filters.write_text('{"rank": {"lt": 1000}}\n' * 300)
     assert "rows laid out in" in run("optimize", "c", "--workload", filters, "--data", data).output
+    filters.write_text('{"rank": {"lt": 10}}\n' * 2)
+    ignored = run("optimize", "c", "--workload", filters, "--data", data).output
+    assert "workload ignored: 2 filters, 200 wanted" in ignored
     filters.write_text("{no")
     assert "is not JSON lines" in run("optimize", "c", "--workload", filters, "--data", data, code=1).output
 
