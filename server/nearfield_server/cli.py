@@ -24,6 +24,23 @@ Collection = Annotated[str, typer.Argument(help="Name of the collection.")]
 HERE = "http://127.0.0.1:7333"
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from nearfield_index.version import VERSION
+
+        typer.echo(f"nearfield {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Nearfield: a vector search engine."""
+
+
 @app.command()
 def serve(
     data: Annotated[Path | None, typer.Option(help="Data directory [default: ./data].")] = None,

@@ -19,6 +19,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import nearfield
+from nearfield_index.version import VERSION
 from nearfield_server.cli import app
 
 ROWS = 50
@@ -400,6 +401,10 @@ def test_serve_refuses_to_be_open_to_all(tmp_path: Path) -> None:
     said = ended.stderr.strip()
     assert said.startswith("nearfield: refusing to listen on 0.0.0.0 without an API key: ")
     assert len(said.splitlines()) == 1
+
+
+def test_version() -> None:
+    assert run("--version").output == f"nearfield {VERSION}\n"
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -36,6 +36,7 @@ def test_metrics_tell_what_happened(api: TestClient) -> None:
     api.post("/v1/collections/c/query", json={"vector": [1, 0]})
     text = api.get("/metrics").text
     assert [name for name in NAMES if name not in text] == []
+    assert "_created" not in text
 
 
 def test_labels_are_not_the_clients_to_choose(api: TestClient) -> None:
