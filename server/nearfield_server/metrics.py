@@ -37,7 +37,8 @@ class Metrics:
     """All counters of one service in a registry of its own, so that several services fit in one process."""
 
     def __init__(self, engine: Engine, version: str, lanes: Iterable[QueueGauge]) -> None:
-        disable_created_metrics()  # a line more for every series, which nothing here reads
+        # a line more for every series, which nothing here reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "nearfield_http_requests_total",

@@ -372,12 +372,14 @@ def test_a_damaged_row_store_wants_a_backup(tmp_path: Path, data: Path) -> None:
 
 
 def test_commands_against_a_server(start_process: Callable[..., Any], tmp_path: Path, data: Path) -> None:
-    server = start_process(data, NEARFIELD_API_KEYS="the-only-key")
+    server = start_process(data, NEARFIELD_API_KEYS="the-only-key", NEARFIELD_PROT="3")
     reach = ("--url", server.url, "--api-key", "the-only-key")
     run("import", "c", npz(tmp_path), "--id", "sku", "--vector", "embedding", *reach)
     assert "p7" in run("query", "c", "--id", "p8", "-k", ROWS, *reach).stdout
     assert f" {ROWS} " in run("collections", *reach).stdout
-    run("collections", "--url", server.url, code=1)
+    told = run("collections", "--url", server.url, code=1).output
+    assert told == "nearfield: This route needs an API key; give it as --api-key KEY or in NEARFIELD_API_KEY\n"
+    assert "NEARFIELD_PROT is no setting" in server.log.read_text()
     run("healthcheck", "--url", server.url)
     assert str(server.process.pid) in run("doctor", data, code=3).output
     run("collections", "--data", data, code=3)

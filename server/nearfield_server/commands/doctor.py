@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from nearfield_index.engine import Engine
-from nearfield_server.commands.outcome import FAILED, explained, fail
+from nearfield_server.commands.outcome import FAILED, counted, explained, fail
 
 
 def run(path: Path, *, repair: bool) -> None:
@@ -21,7 +21,9 @@ def run(path: Path, *, repair: bool) -> None:
     for collection in report["collections"]:
         verdict = "ok" if collection["ok"] else "damaged"
         size = (
-            f", {collection['rows']} rows, {collection['segments']} segments" if collection["rows"] is not None else ""
+            f", {counted(collection['rows'], 'row')}, {counted(collection['segments'], 'segment')}"
+            if collection["rows"] is not None
+            else ""
         )
         typer.echo(f"{collection['name']}: {verdict}{size}")
         for finding in collection["findings"]:
@@ -31,4 +33,4 @@ def run(path: Path, *, repair: bool) -> None:
         fail(f"something is wrong that --repair cannot repair: {', '.join(lost)}; what to do stands above", FAILED)
     if not report["ok"]:
         fail("something is wrong" + ("" if repair else "; --repair rebuilds what can be rebuilt"), FAILED)
-    typer.echo(f"{len(report['collections'])} collections checked, all in order")
+    typer.echo(f"{counted(len(report['collections']), 'collection')} checked, all in order")

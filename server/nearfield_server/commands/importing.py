@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import nearfield
 from nearfield.errors import Error, InvalidRequest, NotFound, TooLarge
 from nearfield_server.commands.batches import Batch, Columns, Table, TableError
-from nearfield_server.commands.outcome import explained, fail
+from nearfield_server.commands.outcome import counted, explained, fail
 from nearfield_server.commands.tables import open_table
 from nearfield_server.commands.target import Target
 
@@ -42,7 +42,7 @@ def run(target: Target, collection: str, file: Path, columns: Columns, *, vector
         fail(f"{file.name} holds no rows; nothing was written")
     again = writing.rows - writing.points
     told = f" ({writing.rows:,} rows; of rows with the same id the last one counts)" if again else ""
-    typer.echo(f"{_points(writing.points)} written to {collection}{told}")
+    typer.echo(f"{counted(writing.points, 'point')} written to {collection}{told}")
 
 
 class _Import:
@@ -78,7 +78,7 @@ class _Import:
     def give_up(self) -> None:
         """Say what is written; a collection that was made for nothing goes."""
         if self.rows:
-            written = f"{_points(self.points)} {'is' if self.points == 1 else 'are'} written to {self._name}"
+            written = f"{counted(self.points, 'point')} {'is' if self.points == 1 else 'are'} written to {self._name}"
             typer.echo(f"{written}; running the import again continues", err=True)
         elif self._made and self._collection is not None:
             with suppress(Error):
@@ -117,10 +117,6 @@ class _Import:
                 self._name, dim=first.dim, metric=self._metric, attributes=self._table.declared or None
             )
         return collection
-
-
-def _points(count: int) -> str:
-    return f"{count:,} point{'' if count == 1 else 's'}"
 
 
 def _about_one(error: Error) -> str:
