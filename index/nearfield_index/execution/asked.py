@@ -17,8 +17,10 @@ from nearfield_index.segments.part import FieldPart
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 
-# Queries differ in depth; what counts is their mean, so one may fall short by this much: after a walk, and by codes.
+# Queries differ in depth; what counts is their mean, so one may fall short by this much: after a walk, and by codes; by
+# no more than such a share of what all may lose.
 _SHORT_WALK, _SHORT = 0.015, 0.01
+_LOST = 0.5
 _ONE = np.zeros(1, dtype=np.int64)
 
 
@@ -60,10 +62,11 @@ class Walked:
         """Only these answers."""
         return Walked(self.rows[which], self.scored[which], self.recall[which], self.counts[which])
 
-    def better(self, which: Rows, other: Walked) -> None:
-        """Take the answers to ``which`` of the queries from another look at them."""
+    def better(self, which: Rows, other: Walked, *, planned: bool = False) -> None:
+        """Take the answers to ``which`` of the queries from another look at them, which was ``planned`` or is told."""
         self.rows[which], self.scored[which], self.recall[which] = other.rows, other.scored, other.recall
-        self.again += [which, *(which[each] for each in other.again)]
+        self.again += [] if planned else [which]
+        self.again += [which[each] for each in other.again]
         self.exact += [which[each] for each in other.exact]
 
 
@@ -90,8 +93,8 @@ def passed(several: Sequence[Asked], rows: Rows) -> Mask:
 
 def lacking(several: Sequence[Asked], walked: Walked) -> list[tuple[Asked, Rows]]:
     """By filter the queries that found too few rows, or, where there is a filter, had to look too deep for them."""
-    short = several[0].target - (_SHORT_WALK if walked.depths is None else _SHORT)
-    k = several[0].k
+    k, target = several[0].k, several[0].target
+    short = target - min(_LOST * (1 - target), _SHORT_WALK if walked.depths is None else _SHORT)
     if len(walked.counts) == 1:  # the common case, at a tenth of the price
         asked = several[0]
         poor = walked.counts[0] < k or (asked.passing is not None and walked.recall[0] < short)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from nearfield_index.execution.asked import Asked
 from nearfield_index.execution.beside import wider
 from nearfield_index.execution.clusters import sweep, through_clusters
 from nearfield_index.execution.cost import Calibration
+from nearfield_index.execution.curves import depth_of
 from nearfield_index.execution.exact import Rank, exact_rows, fetched, precise, uncertain
 from nearfield_index.execution.graph import walk
 from nearfield_index.execution.pick import pick
@@ -141,11 +143,13 @@ class _Planned(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """How groups go together: through a graph, or through coded lists; with which effort, to how many rows found."""
+    """How groups go together: through a graph, or through coded lists; with which effort, to how many rows found, and
+    in how many lists to look for how many rows beside a walk."""
 
     coded: bool
     effort: int
     width: int
+    beside: tuple[int, int] | None = None
 
 
 def search_part(
@@ -179,7 +183,7 @@ def search_part(
         elif planned.plan.kind == "exact":
             batch.scan(planned)
             scanned.append(group)
-        elif (way := _way(here, planned, search.k)) is not None:
+        elif (way := _way(here, planned.plan, search.k)) is not None:
             walks.setdefault(way, []).append(planned)
         else:
             batch.alone(planned, calibration)
@@ -274,7 +278,10 @@ class _Batch:
             Asked(here, calibration, each.passing, queries, k, target, slice(end - len(each.group.members), end))
             for each, end in zip(taken, ends.tolist(), strict=True)
         ]
-        walked = sweep(several, width=way.width, effort=way.effort) if way.coded else walk(several, way.effort)
+        if way.coded:
+            walked = sweep(several, width=way.width, effort=way.effort)
+        else:
+            walked = walk(several, way.effort, beside=way.beside)
         again, exact = (_by_group(which, ends) for which in (walked.again, walked.exact))
         share = (time.perf_counter() - start) / len(members)
         recall = np.add.reduceat(walked.recall, [asked.some.start for asked in several]).tolist()
@@ -313,17 +320,24 @@ def _plan(
     return _Planned(group, passing, plan)
 
 
-def _way(here: FieldPart, planned: _Planned, k: int) -> _Way | None:
+def _way(here: FieldPart, plan: Plan, k: int) -> _Way | None:
     """The way on which a group may go with others; None where its filter must be known beforehand."""
-    plan = planned.plan
     effort = -(-plan.effort // _GRID) * _GRID
-    if here.backend is not None and here.backend.is_graph and plan.kind == here.backend.kind:
-        return _Way(False, effort, effort)
     lists = here.clusters
+    if here.backend is not None and here.backend.is_graph and plan.kind == here.backend.kind:
+        beside = _beside(here, plan, k)
+        return _Way(False, effort, effort if beside is None else max(effort, beside[1]), beside)
     if isinstance(lists, CodedIvf) and plan.kind == lists.kind and not (plan.heeded or plan.picked):
         width = lists.candidates_of(k, plan.selectivity)
         return _Way(True, effort, wider(here, width))
     return None
+
+
+def _beside(here: FieldPart, plan: Plan, k: int) -> tuple[int, int] | None:
+    """In how many lists a planned walk looks beside itself, and for how many rows."""
+    if not plan.beside or not isinstance(here.clusters, CodedIvf):
+        return None
+    return plan.beside, wider(here, here.clusters.width_of(ceil(depth_of(k, plan.selectivity))))
 
 
 def _count(which: Sequence[Rows]) -> int:
@@ -411,7 +425,7 @@ def _on_cpu(
             asked, effort=plan.effort, recall=plan.recall, together=plan.together, heeded=plan.heeded
         )
     else:
-        walked = walk([asked], plan.effort)
+        walked = walk([asked], plan.effort, beside=_beside(here, plan, search.k))
     recall = float(walked.recall[0] if len(walked.recall) == 1 else walked.recall.mean())
     return (
         walked.rows,

@@ -321,12 +321,38 @@ class Calibration:
             for tandem in tandems:
                 recall = float(np.interp(depth, DEPTHS[: len(tandem.recall)], tandem.recall))
                 if recall >= aim:
-                    us = float(np.interp(tandem.lists, [s.effort for s in self.sweeps], [s.us for s in self.sweeps]))
-                    return Setting(tandem.lists, recall, us + (depth - DEPTHS[0]) * self.prices.answer_us)
+                    return Setting(tandem.lists, recall, self._look_us(tandem.lists, depth))
             return None
 
         found: Setting | None = self._known.get(("beside", effort, depth, target), find)
         return None if found is None else (found, depth)
+
+    def tandem(self, selectivity: float, k: int, target: float) -> tuple[Setting, int] | None:
+        """The cheapest walk, as a setting, with so many coded lists beside it that both reach the target between them;
+        None when none was seen to."""
+        depth = depth_of(k, selectivity)
+
+        def find() -> tuple[Setting, int] | None:
+            ways = []
+            aim = self._aim(target) + (_SPARE["random"] * (1 - target) if selectivity < 1.0 else 0.0)
+            for tandem in self.tandems:
+                measured = DEPTHS[: len(tandem.recall)]
+                # A walk that finds fewer rows than that would tell little of how much passes near a query.
+                if depth > min(tandem.effort, measured[-1]):
+                    continue
+                recall = float(np.interp(depth, measured, tandem.recall))
+                if recall >= aim:
+                    us = self.walk_us(tandem.effort) + self._look_us(tandem.lists, depth)
+                    ways.append((Setting(tandem.effort, recall, us), tandem.lists))
+            return min(ways, key=lambda way: way[0].us, default=None)
+
+        found: tuple[Setting, int] | None = self._known.get(("tandem", selectivity, k, target), find)
+        return found
+
+    def _look_us(self, lists: int, depth: float) -> float:
+        """What a look into so many lists for rows down to such a depth costs a query, in us."""
+        us = float(np.interp(lists, [s.effort for s in self.sweeps], [s.us for s in self.sweeps]))
+        return us + max(0.0, depth - DEPTHS[0]) * self.prices.answer_us
 
     def witness(self, selectivity: float, k: int, target: float) -> Setting | None:
         """The cheapest setting of lists that finds enough behind a filter whose rows keep together to reach the target

@@ -41,6 +41,8 @@ _UNSURE = 0.75  # recall that two ways agree on: so few rows tell it that it say
 _WORTH_A_LOOK = 0.75
 # Times as many lists as an average query looks into: where little near a query passes, and where some may.
 _AFAR, _AWAY = 4, 2
+# So many deviations, and times, fewer rows pass near a query than everywhere: what was planned for it will not do.
+_CHANCE, _THIN = 1, 1.2
 _NONE = np.empty(0, dtype=np.int64)
 
 
@@ -74,9 +76,15 @@ def sift(here: FieldPart, queries: Floats, found: Floats, rows: Rows, passed: Ma
     return Walked(kept, here.found_scores(queries, kept, inner), sure, upto[:, -1])
 
 
-def walk(several: Sequence[Asked], effort: int, *, again: bool = False) -> Walked:
-    """Search with this effort for queries of several filters, then in another way where one turns out to need it; into
-    lists beside the walk only where it is not one that goes on where another has ended (``again``)."""
+def walk(
+    several: Sequence[Asked], effort: int, *, beside: tuple[int, int] | None = None, again: bool = False
+) -> Walked:
+    """Search with this effort for queries of several filters, then in another way where one turns out to need it.
+
+    ``beside``: in how many lists to look beside the walk, and for how many rows, for all but those near which much less
+    passes than was thought. Else it is done for those that lack something, unless the walk goes on where another has
+    ended (``again``).
+    """
     here, calibration, passing, queries, k, _, _ = several[0]
     assert here.backend is not None
     width = k if passing is None and len(several) == 1 else effort
@@ -84,7 +92,11 @@ def walk(several: Sequence[Asked], effort: int, *, again: bool = False) -> Walke
     done = sift(here, queries, found, rows, passed(several, rows), k, calibration.found(effort))
     rest: list[tuple[Asked, Rows]] = []
     looks: dict[tuple[int, int], list[tuple[Asked, Rows]]] = {}
-    for asked, which in lacking(several, done):
+    poor = lacking(several, done)
+    if beside is not None:
+        planned, poor = _as_planned(several, poor, done, width=rows.shape[1])
+        looks.update({beside: planned} if planned else {})
+    for asked, which in poor:
         look = None if again else _beside(asked, which, done, effort=effort, width=rows.shape[1])
         if look is None:
             rest.append((asked, which))
@@ -95,9 +107,25 @@ def walk(several: Sequence[Asked], effort: int, *, again: bool = False) -> Walke
             those_again, whole = _together(some)
             better, among = look_beside(those_again, done.of(whole), effort=effort, lists=lists, width=wide)
             _go_on(lacking(those_again, better), better, effort=effort, width=among)
-            done.better(whole, better)
+            done.better(whole, better, planned=(lists, wide) == beside)
     _go_on(rest, done, effort=effort, width=rows.shape[1])
     return done
+
+
+def _as_planned(
+    several: Sequence[Asked], poor: Sequence[tuple[Asked, Rows]], done: Walked, *, width: int
+) -> tuple[list[tuple[Asked, Rows]], list[tuple[Asked, Rows]]]:
+    """The queries for which a look beside the walk was planned, and those ``poor`` ones for which it would not do: far
+    fewer of the ``width`` rows found near them pass than do of all."""
+    far = np.zeros(len(done.counts), dtype=np.bool_)
+    for asked, which in poor:
+        if asked.passing is not None:
+            most = done.counts[which] + _CHANCE * np.sqrt(done.counts[which] + 1.0)
+            far[which] = most * asked.passing.n < width * asked.passing.counted().likely / _THIN
+    every = np.arange(len(far))
+    near = [(asked, which[~far[which]]) for asked in several for which in [every[asked.some]]]
+    rest = [(asked, which[far[which]]) for asked, which in poor]
+    return [each for each in near if len(each[1])], [each for each in rest if len(each[1])]
 
 
 def _go_on(poor: Sequence[tuple[Asked, Rows]], done: Walked, *, effort: int, width: int) -> None:

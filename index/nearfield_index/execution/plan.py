@@ -36,6 +36,10 @@ _PICKED = 0.2  # the most that may pass for rows to be picked
 # An exact answer may cost so much more: it is sure, and the index's price was taken with everything at hand.
 _WORTH = 1.6
 
+# A walk with a look into lists beside it had better cost so much of a walk alone, for one query of many and for one by
+# itself: bringing both together takes time.
+_BESIDE, _LONE_BESIDE = 0.85, 0.65
+
 # A walk that finds too little is repeated at about so many times its cost.
 _AGAIN = 4
 
@@ -61,6 +65,8 @@ class Plan(NamedTuple):
     """Whether coded lists heed the filter, as a bitmap; else it chooses from what they find."""
     picked: bool = False
     """Whether the rows that pass are picked out of the nearest lists (:mod:`nearfield_index.execution.pick`)."""
+    beside: int = 0
+    """In how many lists to look beside a walk (:mod:`nearfield_index.execution.beside`)."""
     on: DeviceFace | None = None
     instead: Plan | None = None
 
@@ -157,8 +163,9 @@ def _cheapest(
         chosen, why = _index(field, calibration, passing, selectivity, scan_us, k=k, target=target, size=size)
     if chosen is None:
         return Plan("exact", 0, 1.0, rows, selectivity, scan_us, scan_us, why)
-    us, kind, setting, together, heeded, picked = chosen
-    return Plan(kind, setting.effort, setting.recall, rows, selectivity, us, scan_us, why, together, heeded, picked)
+    us, kind, setting, together, heeded, picked, beside = chosen
+    reached = setting.effort, setting.recall
+    return Plan(kind, *reached, rows, selectivity, us, scan_us, why, together, heeded, picked, beside)
 
 
 class _Size(NamedTuple):
@@ -177,6 +184,7 @@ class _Way(NamedTuple):
     together: bool = False
     heeded: bool = False
     picked: bool = False
+    beside: int = 0
 
 
 def _index(
@@ -216,7 +224,14 @@ def _index(
         return None, "the index was not seen to reach the target here"
     if scan_us <= _WORTH * way.us:
         return None, "no dearer than the index at this recall"
-    return way, f"{why}, rows picked from the nearest lists" if way.picked else why
+    return way, why + _how(way)
+
+
+def _how(way: _Way) -> str:
+    """What there is to say of a way beside its kind and why."""
+    if way.picked:
+        return ", rows picked from the nearest lists"
+    return f", with a look into {way.beside} lists beside the walk" if way.beside else ""
 
 
 def _ways(
@@ -259,9 +274,16 @@ def _walked(
     spread = 2 * sqrt(k * (1 - min(1.0, selectivity)))
     least = ceil((k + spread) / selectivity) if filtered else k
     setting = calibration.at_depth(depth_of(k, selectivity), target, least=least)
-    if setting is None:
-        return None
-    return _Way(setting.us + (calibration.prices.lone_walk_us if lone else 0.0), field.backend.kind, setting)
+    kind, lone_us = field.backend.kind, calibration.prices.lone_walk_us if lone else 0.0
+    walked = None if setting is None else _Way(setting.us + lone_us, kind, setting)
+    both = calibration.tandem(selectivity, k, target) if isinstance(field.clusters, CodedIvf) else None
+    if both is None:
+        return walked
+    setting, lists = both
+    us = setting.us + lone_us + (calibration.prices.lone_sweep_us if lone else 0.0)
+    if walked is not None and us > (_LONE_BESIDE if lone else _BESIDE) * walked.us:
+        return walked
+    return _Way(us, kind, setting, beside=lists)
 
 
 def _swept(

@@ -16,12 +16,13 @@ from nearfield_index.backends.coded import CodedIvf
 from nearfield_index.backends.hnsw import Hnsw
 from nearfield_index.backends.space import queried, stored
 from nearfield_index.bitmap import Bitmap
-from nearfield_index.execution.asked import Asked, Walked
+from nearfield_index.execution.asked import Asked, Walked, lacking
 from nearfield_index.execution.beside import both_heeding, look_beside
 from nearfield_index.execution.cost import Calibration, Prices
 from nearfield_index.execution.curves import DEPTHS, Curve, Reach, Setting, Tandem
 from nearfield_index.execution.exact import exact_rows
 from nearfield_index.execution.graph import walk
+from nearfield_index.execution.plan import plan_part
 from nearfield_index.execution.topk import united
 from nearfield_index.filters.compiled import Known
 from nearfield_index.quality.calibration import load, save
@@ -112,6 +113,66 @@ def test_lists_are_looked_into_before_a_longer_walk_where_they_cost_less(
     assert (np.diff(done.scored, axis=1) <= 0).all()
     scored = field.scores(several[0].queries, done.rows, precise=True)
     np.testing.assert_allclose(done.scored, scored, rtol=1e-4, atol=1e-4)
+
+
+def test_a_planned_look_is_for_all_and_no_second_one(field: FieldPart) -> None:
+    assert isinstance(field.clusters, Scans)
+    several = asked(field, [0.4, 0.6, 1.0], known(10.0))
+    several[2] = several[2]._replace(passing=None)
+    before = field.clusters.scanned
+    done = walk(several, EFFORT, beside=(LISTS, 400))
+    assert field.clusters.scanned == before + 6
+    assert not done.again
+    truth, _ = exact_rows(field, several[2].queries[several[2].some], K, None)
+    assert np.mean([np.isin(*pair).mean() for pair in zip(truth, done.rows[4:], strict=True)]) >= 0.9
+    assert recall(several[:2], done.rows) >= 0.85
+    alone = several[0]._replace(queries=several[0].queries[:1], some=slice(None))
+    one = walk([alone], EFFORT, beside=(LISTS, 400))
+    assert one.rows.tolist() == done.rows[:1].tolist()
+
+
+def test_what_was_planned_is_not_done_where_much_less_passes(field: FieldPart) -> None:
+    """Half of all rows pass, none of them near the query: it is told by the walk and looks elsewhere."""
+    assert isinstance(field.clusters, Scans)
+    query = queried(np.random.default_rng(12).normal(size=(1, DIM)).astype(np.float32), field.metric)
+    far = np.ones(ROWS, dtype=np.bool_)
+    far[exact_rows(field, query, ROWS // 2, None)[0][0]] = False
+    passing = Known(Bitmap.from_mask(far))
+    measured = replace(known(1e12), prices=UNPRICED)
+    several = [Asked(field, measured, passing, query, K, 0.9)]
+    before = field.clusters.scanned
+    done = walk(several, EFFORT, beside=(LISTS, 400))
+    assert field.clusters.scanned == before
+    assert recall([several[0]._replace(some=slice(0, 1))], done.rows) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("walk_us", "lone", "beside"), [(300.0, False, LISTS), (220.0, False, 0), (300.0, True, 0), (900.0, True, LISTS)]
+)
+def test_a_look_beside_is_planned_where_both_are_clearly_cheaper(
+    field: FieldPart, walk_us: float, lone: bool, beside: int
+) -> None:
+    """A walk alone reaches 0.98 with twice the effort; with less, only beside lists."""
+    reaches = (Reach(EFFORT, 100.0, (0.9,) * 4), Reach(128, walk_us, (0.99,) * 10))
+    sweeps = (Reach(LISTS, 100.0, (0.9,) * 10),)
+    prices = Prices(1.0, 1e6, 1e6, 1e6, 1e6)
+    measured = Calibration(
+        "queries", 300, prices, reaches, (), sweeps, DEPTHS, (Tandem(EFFORT, LISTS, (0.99,) * len(DEPTHS)),)
+    )
+    plan = plan_part(field, measured, None, k=K, target=0.98, queries=1 if lone else 10, lone=lone)
+    assert (plan.kind, plan.beside) == ("hnsw", beside)
+    assert plan.effort == (EFFORT if beside else pytest.approx(121, abs=8))
+    assert ("lists beside" in plan.reason) == bool(beside)
+    easy = plan_part(field, measured, None, k=K, target=0.85, queries=10)
+    assert easy.beside == 0
+
+
+def test_where_the_target_is_high_less_may_be_missing(field: FieldPart) -> None:
+    several = asked(field, [0.5], known(1.0))
+    done = Walked(np.zeros((2, K), np.int64), np.zeros((2, K)), np.array([0.98, 0.9945]), np.array([K, K]))
+    for target, poor in ((0.99, [0]), (0.995, [0]), (0.98, []), (0.998, [0, 1])):
+        found = lacking([several[0]._replace(target=target)], done)
+        assert [which.tolist() for _, which in found] == ([poor] if poor else []), target
 
 
 @pytest.mark.parametrize("k", [1, K])
