@@ -260,10 +260,18 @@ def test_dates_of_parquet_are_moments(tmp_path: Path, data: Path) -> None:
     moments = [dt.datetime(2024, 1, 1, tzinfo=dt.UTC) + dt.timedelta(hours=row) for row in range(ROWS)]
     naive = [moment.replace(tzinfo=None) for moment in moments]
     table = pa.table({"vector": VECTORS.tolist(), "day": days, "at": moments, "naive": naive, "id": range(ROWS)})
+    table = table.append_column(
+        "nanos", pa.array([row * 3_600_000_000_000 + 1 for row in range(ROWS)], pa.timestamp("ns"))
+    )
     table = table.set_column(0, "vector", table["vector"].cast(pa.list_(pa.float32())))
     pq.write_table(table, tmp_path / "t.parquet")
     run("import", "c", tmp_path / "t.parquet", "--data", data)
-    for name, last in (("day", "2024-01-03"), ("at", "2024-01-01T02:00:00Z"), ("naive", "2024-01-01T02:00:00Z")):
+    for name, last in (
+        ("day", "2024-01-03"),
+        ("at", "2024-01-01T02:00:00Z"),
+        ("naive", "2024-01-01T02:00:00Z"),
+        ("nanos", "1970-01-01T02:00:00Z"),
+    ):
         hits = found(data, "--filter", json.dumps({name: {"lte": last}}))
         assert {hit["id"] for hit in hits} == {0, 1, 2}, name
 

@@ -87,6 +87,8 @@ def _is_bytes(kind: Any) -> bool:
 
 def _plain(column: Any) -> list[Any]:
     """The column's values, decimals as floats, intervals of time as seconds; the SDK knows the rest."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's datetime has microseconds
+        column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
     values: list[Any] = column.to_pylist()
     if pa.types.is_decimal(column.type):
         return [float(value) if isinstance(value, Decimal) else value for value in values]
