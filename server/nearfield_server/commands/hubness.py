@@ -67,7 +67,7 @@ def report(target: Target, collection: str, *, field: str | None, as_json: bool,
         found = client.collection(collection).hubness()
     if field is not None:
         if field not in found["fields"]:
-            fail(f"field {field} has no hubness fit")
+            fail(f"field {field} has no hubness fit; fit one: nearfield hubness fit")
         found = found["fields"][field]
     if plot is not None:
         draw(found, plot)
