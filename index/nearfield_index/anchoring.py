@@ -88,7 +88,7 @@ class Anchoring:
                 raise ScorerFailed(
                     f"the scorer {self.dispatcher.name} is gone ({reason}); {len(kept_versions.keys())} points are"
                     " scored and kept",
-                    hint="PUT the reranker again to go on",
+                    hint="PUT .../rerankers/{name} again to go on",
                 )
         self.scores.forget(gone.tolist())
         return failed

@@ -27,6 +27,7 @@ from nearfield_index.quality.layouts import LayoutPolicy
 from nearfield_index.quality.reservoir import QueryReservoir
 from nearfield_index.quality.workload import WORTH, WorkloadLog
 from nearfield_index.residents import Residents
+from nearfield_index.schema import Schema
 from nearfield_index.segments.compaction import SegmentSize, plan_merge
 from nearfield_index.segments.live import LiveSegments
 from nearfield_index.segments.normal import NormalField
@@ -73,6 +74,7 @@ class Builder:
         self._wanted = 0
         self._new_queries = False
         self._new_workload = False
+        self._unindexed = store.unindexed is not None
         self._least_gain = WORTH
         self._failures = 0
         self._not_before = 0.0
@@ -85,11 +87,19 @@ class Builder:
     # ------------------------------------------------------------------ asking for work
 
     def schedule(self) -> None:
-        """Queue a compaction when the policy finds something to merge, or a segment was never calibrated."""
-        if time.monotonic() >= self._not_before and (plan_merge(self._sizes(), full=False) or self._uncalibrated()):
+        """Queue a compaction when the policy finds something to merge, an alter left rows unindexed, or a segment was
+        never calibrated."""
+        if time.monotonic() >= self._not_before and (
+            self._unindexed or plan_merge(self._sizes(), full=False) or self._uncalibrated()
+        ):
             self._submit("compact", self._compact, priority=5)
         elif self.residents.due(self._segments()):
             self._submit("upload", self._upload_all, priority=6)
+
+    def rewritten(self) -> None:
+        """An alter made all rows flat, under the write turn. They are indexed by the optimize it asks for, or, where
+        that does not end well, by the next compaction, over a restart too."""
+        self._unindexed = True
 
     def schedule_calibration(self) -> None:
         """Queue a new calibration on the queries seen so far."""
@@ -102,9 +112,9 @@ class Builder:
             _log.warning("no %s of %s for now: %s", kind, self._name, error)
 
     def optimize(self, *, new_queries: bool = False, new_workload: bool = False, least_gain: float = WORTH) -> Job:
-        """Queue (or join) the job after which every point written before this call is indexed and calibrated,
-        with ``new_queries`` on the samples of now; rows are laid out where that saves at least ``least_gain``. With
-        ``new_workload`` the job tells where the log is too short to go by."""
+        """Queue (or join) the job after which every point written before this call is indexed and calibrated, under the
+        schema of now, with ``new_queries`` on the samples of now; rows are laid out where that saves at least
+        ``least_gain``. With ``new_workload`` the job tells where the log is too short to go by."""
         with self._guard:
             self._wanted = self._store.sequence
             self._new_queries |= new_queries
@@ -123,8 +133,15 @@ class Builder:
         if time.monotonic() < self._not_before:
             return
         try:
-            while names := plan_merge(self._sizes(), full=False):
-                self._merge(job, names, lambda done: job.report(0.9 * done))
+            with self._turn:
+                schema, full = self._live.schema, self._unindexed
+                if full:
+                    self._live.seal()
+            while names := plan_merge(self._sizes(), full=full):
+                if self._merge(job, names, lambda done: job.report(0.9 * done)):
+                    full = False
+            with self._turn:
+                self._note_indexed(schema)
             self._calibrate(job, self._uncalibrated())
             self._upload_all(job)
         except Exception:
@@ -133,6 +150,12 @@ class Builder:
             self._not_before = time.monotonic() + min(_LONGEST_WAIT_S, 2.0**self._failures)
             raise
         self._failures = 0
+
+    def _note_indexed(self, schema: Schema) -> None:
+        """What an alter left flat is indexed, unless another came meanwhile. Under the write turn."""
+        if self._unindexed and self._live.schema is schema:
+            self._store.set_indexed()
+            self._unindexed = False
 
     def _upload_all(self, job: Job) -> None:
         """Put on the device what should lie there and does not."""
@@ -176,11 +199,10 @@ class Builder:
                 least_gain, self._least_gain = self._least_gain, WORTH
             with self._turn:
                 self._live.seal()
-                sealed = self._store.sequence
+                sealed, schema = self._store.sequence, self._live.schema
             names = plan_merge(self._sizes(), full=True)
             before = {segment.name for segment, _ in self._live.view.segments}
-            if names:
-                self._merge(job, names, lambda done: job.report(0.6 * done), least_gain)
+            whole = not names or self._merge(job, names, lambda done: job.report(0.6 * done), least_gain)
             job.report(0.6, "laying out")
             due, others = self.layouts.due(
                 before.difference(names), self.calibrations, least=least_gain, check=lambda: job.report(0.6)
@@ -191,14 +213,18 @@ class Builder:
                 job.result = (job.result or {}) | {"workload_ignored": ignored}
             for name in due:
                 if any(segment.name == name for segment, _ in self._live.view.segments):  # not indexed anew meanwhile
-                    self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
+                    whole &= self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
             # A segment built just now was calibrated on the way.
             self._calibrate(job, [s for s, _ in self._live.view.segments if s.name in before])
             self._upload_all(job)
             with self._turn:
+                if whole:
+                    self._note_indexed(schema)
                 self._store.checkpoint(truncate=True)
             with self._guard:
-                if self._wanted <= sealed and not self._new_queries:
+                # An alter replaces segments without a new sequence, and whoever joined meanwhile saw its schema.
+                unchanged = whole and self._live.schema is schema
+                if unchanged and self._wanted <= sealed and not self._new_queries:
                     job.joinable = False
                     return
 
@@ -216,25 +242,28 @@ class Builder:
             for field in segment.head.fields.values()
         )
 
-    def _merge(self, job: Job, names: Sequence[str], step: Callable[[float], None], least_gain: float = WORTH) -> None:
-        """Rewrite segments into one indexed segment from the row store, and put it in their place."""
+    def _merge(self, job: Job, names: Sequence[str], step: Callable[[float], None], least_gain: float = WORTH) -> bool:
+        """Rewrite segments into one indexed segment from the row store, and put it in their place. Returns whether it
+        came there: segments may vanish meanwhile, when an alter has all rows indexed anew."""
         job.report(0.0, "reading")
         chosen = [(s, dead) for s, dead in self._live.view.segments if s.name in names]
+        if len(chosen) < len(names):
+            return False
         keys = [s.pks if not dead.count else s.pks[(~dead).rows()] for s, dead in chosen]
         rows = self._read(np.sort(np.concatenate(keys)), lambda done: step(0.1 * done))
-        segment = None
+        segment, layout = None, None
+        refused: list[dict[str, Any]] = []
+        propose = self.layouts.proposer(
+            [s for s, _ in chosen],
+            self.calibrations,
+            least=least_gain,
+            check=lambda: job.report(job.progress),
+            refused=refused.append,
+        )
         if len(rows.ids):
             job.report(0.0, "building")
             sequence = max(s.head.sequence for s, _ in chosen)
             where = self._live.segment_path()
-            refused: list[dict[str, Any]] = []
-            propose = self.layouts.proposer(
-                [s for s, _ in chosen],
-                self.calibrations,
-                least=least_gain,
-                check=lambda: job.report(job.progress),
-                refused=refused.append,
-            )
             name = write_indexed(
                 where,
                 rows,
@@ -249,25 +278,34 @@ class Builder:
                 self._calibrate_segment(job, segment, lambda done: step(0.9 + 0.1 * done))
                 if segment.layout is not None:
                     job.report(job.progress, "measuring the layout")
-                    told = self.layouts.measure(
+                    layout = self.layouts.measure(
                         [p for p in self._live.view.parts if p.part.name in names],
                         segment,
                         self.calibrations,
                         check=lambda: job.report(job.progress),
                     )
-                    _tell(job, "layouts", [{"segment": segment.name, **(told or {})}])
-                elif propose is not None:
-                    gain = refused[-1] if refused else None
-                    _tell(job, "layouts_not_worth_it", [{"segment": segment.name, "expected_gain": gain}])
             except BaseException:
                 self.residents.drop([name])
                 shutil.rmtree(where / name, ignore_errors=True)
                 raise
         with self._turn:
-            self._live.replace(names, segment)
-        self.calibrations = {key: c for key, c in self.calibrations.items() if key[0] not in names}
+            replaced = self._live.replace(names, segment)
         self.residents.drop(names)
+        self._forget_gone()
+        if replaced and segment is not None:
+            if segment.layout is not None:
+                _tell(job, "layouts", [{"segment": segment.name, **(layout or {})}])
+            elif propose is not None:
+                gain = refused[-1] if refused else None
+                _tell(job, "layouts_not_worth_it", [{"segment": segment.name, "expected_gain": gain}])
         self.keep_log()
+        return replaced
+
+    def _forget_gone(self) -> None:
+        segments = self._segments()
+        there = {segment.name for segment in segments}
+        self.calibrations = {key: c for key, c in self.calibrations.items() if key[0] in there}
+        self.residents.sweep(segments)
 
     def keep_log(self) -> None:
         """Save the workload as of now, or delete it where it is switched off. After a crash the next merge should know
@@ -312,7 +350,12 @@ class Builder:
 
     def _calibrate(self, job: Job, segments: Sequence[Segment]) -> None:
         for segment in segments:
-            self._calibrate_segment(job, segment, lambda done: job.report(job.progress))
+            try:
+                self._calibrate_segment(job, segment, lambda done: job.report(job.progress))
+            except NearfieldError:
+                if segment.name in {s.name for s in self._segments()}:
+                    raise
+        self._forget_gone()  # an alter may have replaced them meanwhile
 
     def _calibrate_segment(self, job: Job, segment: Segment, step: Callable[[float], None]) -> None:
         job.report(job.progress, "calibrating")

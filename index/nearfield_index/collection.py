@@ -187,12 +187,14 @@ class Collection:
         with self.commits.turn:
             if rewrite:
                 self._check_declared(schema)
-            self.store.set_schema(schema.to_wire())
+            self.store.set_schema(schema.to_wire(), rewrite=rewrite)
             self.reservoir.use_schema(schema)
             self.workload.use_schema(schema)
             if not schema.index.workload:
                 self.builder.keep_log()
             self.live.use_schema(schema, rewrite=rewrite)
+            if rewrite:
+                self.builder.rewritten()
 
     def _check_declared(self, schema: Schema) -> None:
         keys = self.store.keys()
@@ -394,8 +396,8 @@ class Collection:
             self.builder.layouts.watch(self.name)
         if query.ids is None and len(vectors):
             self.hubness.note(query.field, vectors)
-            over = self.reservoir.add(query.field, vectors) - ENOUGH_QUERIES
-            if 0 <= over < len(vectors) and self._calibrated_on_rows(query.field):
+            before, now = self.reservoir.add(query.field, vectors)
+            if before < ENOUGH_QUERIES <= now and self._calibrated_on_rows(query.field):
                 self.builder.schedule_calibration()
 
     def note_reranked(self, query: Query, vectors: Any, rerank: Rerank) -> None:

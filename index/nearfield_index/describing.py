@@ -21,6 +21,7 @@ def describe(collection: Collection) -> Json:
         **collection.schema.to_wire(),
         "attributes": _attributes(collection),
         "points": view.count,
+        "indexed_points": view.indexed,
         "sequence": view.sequence,
         "segments": [_segment(collection, segment, dead.count) for segment, dead in view.segments],
         "tail": {"points": rows, "bytes": tail_bytes},

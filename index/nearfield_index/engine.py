@@ -165,7 +165,8 @@ class Engine:
         return {"dropped": True}
 
     def alter_collection(self, name: str, body: Body) -> Json:
-        """Add vector fields or attributes, or change index settings (which starts a job)."""
+        """Add vector fields or attributes, or change index settings. A job starts for the settings, and for attributes
+        where there are points: all are read again while writes wait, and are scanned until it ends."""
         collection = self._catalog.get(name)
         check_object(body, at="body", known=frozenset({"vectors", "attributes", "index"}))
         with collection.altering:

@@ -328,7 +328,7 @@ class Rerankers:
         if dispatcher.version != spec["version"]:
             raise ScorerFailed(
                 f"the scorer is version {dispatcher.version} now, the kept scores are of {spec['version']}",
-                hint="PUT the reranker again to score anew",
+                hint="PUT .../rerankers/{name} again to score anew",
             )
         scores = AnchorScores(directory / "scores.db", anchors=len(anchors.texts))
         try:

@@ -114,6 +114,15 @@ def test_info_and_describe(nf, col, name):
     assert description["name"] == name
     assert description["vectors"] == {"vector": {"dim": DIM, "metric": "cosine"}}
     assert description["points"] == 60
+    assert description["indexed_points"] == 0
+
+
+def test_describe_counts_indexed_points(col):
+    col.optimize()
+    assert col.describe()["indexed_points"] == 60
+    col.delete(ids=[0, 1])
+    col.upsert([100], X[:1])
+    assert (col.describe()["points"], col.describe()["indexed_points"]) == (59, 58)
 
 
 def test_query_with_one_vector(col):
@@ -249,7 +258,8 @@ def test_delete(col):
     assert col.delete(where=F.price >= 50, dry_run=True) == 10
     assert col.count() == 60
     assert col.delete(where=F.price >= 50) == 10
-    assert col.delete(ids=[0, 999]) == 1
+    assert col.delete([0, 999]) == 1
+    assert col.delete(ids=1, dry_run=True) == 1
     assert col.count() == 49
     assert 0 not in col.query(X[0], k=60).ids
 
@@ -402,9 +412,97 @@ def test_a_large_write_that_fails_says_how_far_it_came(nf, name):
     assert col.count() < 25_000
 
 
+def test_many_ids_and_queries_are_cut_up_and_joined(nf, name):
+    col = nf.create(name, dim=2, metric="l2")
+    angles = np.linspace(0, 1, 25_000)
+    Q = np.c_[angles, angles].astype(np.float32)
+    col.upsert(np.arange(25_000), Q, progress=False)
+    twice = [*range(24_999, -1, -1), *range(25_000), 10**9]
+
+    assert [point.id for point in col.get(twice, select=False)] == list(range(24_999, -1, -1))
+    many = col.query(Q, k=1, select=False, exact=True, explain=True)
+    assert many.ids[:, 0].tolist() == list(range(25_000))
+    assert many.meta["sequence"] == col.describe()["sequence"]
+    assert many.meta["recall"] == {"target": 1.0, "estimate": 1.0}
+    assert sum(plan["queries"] for plan in many.plans) == 25_000
+    by_id = col.query(ids=list(range(12_000)), k=1, wheres=[ids(n + 1) for n in range(12_000)], select=False)
+    assert by_id.ids[:, 0].tolist() == list(range(1, 12_001))
+    assert col.patch(ids=twice, set={"a": 1}) == col.count(F.a == 1) == 25_000
+    assert col.delete(twice, dry_run=True) == 25_000
+    assert col.delete(twice[:30_000]) == 25_000
+    assert col.count() == 0
+
+
+def test_what_fails_within_many_is_placed_in_the_whole(nf, name):
+    col = nf.create(name, dim=2, metric="l2")
+    col.upsert(np.arange(25_000), np.ones((25_000, 2)), progress=False)
+    Q = np.ones((12_000, 2), np.float32)
+    Q[11_000, 1] = np.nan
+
+    with pytest.raises(nearfield.InvalidRequest) as caught:
+        col.delete([0, 0, *range(1, 21_000), ""])
+    assert caught.value.field == "ids[21001]"
+    assert caught.value.__notes__ == ["20,000 of 21,001 ids are done and stay so; the same call again is safe"]
+    assert col.count() == 5_000
+    with pytest.raises(nearfield.InvalidRequest, match=r"^vector 11000 has"):
+        col.query(Q, k=1)
+    with pytest.raises(nearfield.InvalidRequest) as caught:
+        col.query(np.ones((12_000, 2)), k=1, wheres=[*[{}] * 11_000, {"a": {"like": 1}}, *[{}] * 999])
+    assert caught.value.field.startswith("wheres[11000]")
+    with pytest.raises(nearfield.InvalidRequest, match="12000 filters"):
+        col.query(np.ones((12_000, 2)), k=1, wheres=[{}] * 24_000)
+
+
+def test_a_server_with_smaller_limits_gets_smaller_pieces(start_server, name):
+    limits = {"max_points": 100, "max_queries": 7, "max_body_bytes": 20_000, "max_query_cost": 3_000}
+    with nearfield.connect(start_server(limits=limits)) as nf:
+        col = nf.create(name, dim=64, metric="dot")
+        Q = np.eye(64, dtype=np.float32)
+        col.upsert([f"{n:0200}" for n in range(64)], Q)
+        many = col.query(Q, k=2, recall=1.0)
+        assert [hits.ids[0] for hits in many] == [f"{n:0200}" for n in range(64)]
+        assert col.delete([f"{n:0200}" for n in range(250)]) == 64
+        with pytest.raises(nearfield.TooLarge):
+            col.query(Q, k=1_000)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "wrong"),
+    [
+        ("where", "ids= or where=", lambda col: col.delete()),
+        ("where", "ids= or where=", lambda col: col.delete([1], where={})),
+        ("where", "ids= or where=", lambda col: col.patch(set={"a": 1})),
+        ("ids", "where=", lambda col: col.delete(F.price > 1)),
+        ("ids", "where=", lambda col: col.delete({"price": 1})),
+        ("where", "wheres=", lambda col: col.query(X[:2], where=[F.a == 1, F.b == 1])),
+        ("where", "&", lambda col: col.count([F.a == 1])),
+        ("where.a.like", "", lambda col: col.count({"a": {"like": "x"}})),
+        ("wheres[1].a.like", "", lambda col: col.query(X[:2], wheres=[{}, {"a": {"like": "x"}}])),
+        ("q", "", lambda col: col.query()),
+        ("q", "", lambda col: col.query(np.ones(DIM + 1))),
+        ("q", "vector 1 ", lambda col: col.query([[1] * DIM, [0] * DIM])),
+        ("vectors", "", lambda col: col.upsert([1], X[:1, :3])),
+        ("metric", "", lambda col: col.client.create("bad", dim=3, metric="nope")),
+        ("with_", "", lambda col: col.get([1], with_=["nothing"])),
+        ("field", "fit_hubness()", lambda col: col.hubness()),
+        (
+            "rerank.method",
+            "fit_reranker()",
+            lambda col: col.query(X[0], rerank={"scorer": "near", "query": "0", "method": "joint"}),
+        ),
+    ],
+)
+def test_errors_speak_of_arguments_and_methods(col, field, text, wrong):
+    with pytest.raises(nearfield.Error) as caught:
+        wrong(col)
+    assert caught.value.field == field
+    assert text in str(caught.value)
+    assert not {"filter", "filters", "with"} & set(str(caught.value).split("'"))
+
+
 def test_keys_and_small_limits_of_a_server(start_server, name):
     url = start_server(api_keys=["a-secret-key"], limits={"max_points": 500, "max_body_bytes": 300_000})
-    with nearfield.connect(url) as nf, pytest.raises(nearfield.Unauthorized):
+    with nearfield.connect(url) as nf, pytest.raises(nearfield.Unauthorized, match="api_key"):
         nf.collections()
     with nearfield.connect(url, api_key="a-secret-key") as nf:
         col = nf.create(name, dim=4)
@@ -423,6 +521,30 @@ def test_a_closed_embedded_client_says_so_and_frees_the_directory(engine_dir):
     with pytest.raises(nearfield.InvalidRequest, match="closed"):
         nf.collections()
     nearfield.open(engine_dir).close()
+
+
+@pytest.mark.parametrize("where", ["server_url", "engine_dir"])
+def test_an_awaited_client_is_awaited_or_entered(request, where):
+    address = request.getfixturevalue(where)
+    make = aio.connect if where == "server_url" else aio.open
+
+    async def use() -> None:
+        async with make(address) as nf:
+            assert (await nf.info())["name"] == "nearfield"
+        with pytest.raises(nearfield.InvalidRequest, match="closed"):
+            await nf.info()
+        nf = await make(address)
+        async with nf as same, asyncio.timeout(60):
+            assert same is nf
+        async with await make(address) as nf:
+            await nf.collections()
+
+    asyncio.run(use())
+    asyncio.run(asyncio.run(_made(make, address)).close())
+
+
+async def _made(make: Any, address: Any) -> Any:
+    return await asyncio.create_task(make(address))
 
 
 def test_hubness_is_fitted_reported_used_rotated_and_dropped(nf, col):

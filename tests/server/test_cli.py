@@ -119,6 +119,16 @@ def test_import(
     assert [hit["id"] for hit in found(data, "--filter", '{"price": 8}')] == ["p8"]
 
 
+def test_import_says_what_is_not_indexed_until_it_is(tmp_path: Path, data: Path) -> None:
+    file = npz(tmp_path)
+    arguments = ("import", "c", file, "--id", "sku", "--vector", "embedding", "--data", data)
+    assert f"{ROWS} points have no index yet, queries scan them; run: nearfield optimize c" in run(*arguments).output
+    run("optimize", "c", "--data", data)
+    assert f" {ROWS} " in run("collections", "--data", data).stdout
+    (tmp_path / "none.jsonl").write_text("")
+    assert "optimize" not in run("import", "c", tmp_path / "none.jsonl", "--data", data).output
+
+
 def test_import_npy_numbers_its_rows(tmp_path: Path, data: Path) -> None:
     np.save(tmp_path / "m.npy", VECTORS.astype(np.float64))
     run("import", "c", tmp_path / "m.npy", "--data", data, "--metric", "l2")
@@ -167,8 +177,6 @@ def test_rows_without_a_vector(tmp_path: Path, data: Path) -> None:
         ("a.jsonl", b'{"id": 1, "a": [0.5, 1], "b": [1, 0.5]}\n', "several columns hold vectors: a, b; name one with"),
         ("a.jsonl", b'{"id": 1, "vector": [1, 0]}\n{"vector": [1, 0]}\n', "a.jsonl, line 2: lacks the id column id"),
         ("a.jsonl", b'{"vector": [1, 0], "text": 5}\n', "a.jsonl, line 1: column text is the text and holds none"),
-        ("a.jsonl", b"", "a.jsonl holds no rows; nothing was written"),
-        ("a.csv", b"id,vector\n", "a.csv holds no rows; nothing was written"),
         ("a.npy", b"not numpy", "a.npy cannot be read"),
         ("a.npz", b"not numpy", "a.npz cannot be read"),
         ("a.parquet", b"not parquet", "a.parquet is not Parquet"),
@@ -246,6 +254,13 @@ def test_an_import_that_wrote_nothing_leaves_no_collection(tmp_path: Path, data:
     assert "1 point written to c" in run("import", "c", tmp_path / "b.jsonl", "--data", data).output
     run("import", "c", tmp_path / "a.jsonl", "--data", data, code=1)
     assert " 1 " in run("collections", "--data", data).stdout
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", b""), ("a.csv", b"id,vector\n")])
+def test_a_file_without_rows(tmp_path: Path, data: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{name} holds no rows; nothing was written" in run("import", "c", tmp_path / name, "--data", data).output
+    assert "c " not in run("collections", "--data", data).stdout
 
 
 def test_points_are_counted_by_their_ids(tmp_path: Path, data: Path) -> None:
@@ -386,7 +401,7 @@ def test_commands_against_a_server(start_process: Callable[..., Any], tmp_path: 
     assert "p7" in run("query", "c", "--id", "p8", "-k", ROWS, *reach).stdout
     assert f" {ROWS} " in run("collections", *reach).stdout
     told = run("collections", "--url", server.url, code=1).output
-    assert "route needs an API key; give it as --api-key KEY or in NEARFIELD_API_KEY\n" in told
+    assert "API key; give it as --api-key KEY or in NEARFIELD_API_KEY\n" in told
     assert "NEARFIELD_PROT is no setting" in server.log.read_text()
     run("healthcheck", "--url", server.url)
     assert str(server.process.pid) in run("doctor", data, code=3).output

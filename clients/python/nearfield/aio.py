@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from nearfield import bulk, errors, operations, points
+from nearfield import bulk, errors, operations, pieces, points
 from nearfield.client import done_or_raise, pauses
 from nearfield.http import AsyncHttpTransport, HttpOptions
 from nearfield.operations import Operation, Select, Where
@@ -20,23 +20,70 @@ from nearfield.transport import AsyncTransport
 T = TypeVar("T")
 
 
-async def connect(url: str, **options: Any) -> AsyncClient:
-    """Return a client of the server at ``url``; options as for ``nearfield.connect``. Nothing is sent yet."""
-    return AsyncClient(AsyncHttpTransport(HttpOptions.of(url, **options)))
+def connect(url: str, **options: Any) -> Opening:
+    """Return a client of the server at ``url``, awaited or entered; options as for ``nearfield.connect``.
+
+    ``nf = await aio.connect(url)`` and ``async with aio.connect(url) as nf`` are both right. Nothing is sent yet.
+    """
+    return Opening(_connect(url, options))
 
 
-async def open(
+def open(
     path: str | os.PathLike[str],
     *,
     scorers: Mapping[str, object] | None = None,
     device: str = "auto",
     device_memory_share: float = 0.8,
+) -> Opening:
+    """Return a client of the engine in this process, awaited or entered as that of ``connect``.
+
+    Its calls run in threads. See ``nearfield.open``.
+    """
+    return Opening(_open(path, scorers, device, device_memory_share))
+
+
+async def _connect(url: str, options: Mapping[str, Any]) -> AsyncClient:
+    return AsyncClient(AsyncHttpTransport(HttpOptions.of(url, **options)))
+
+
+async def _open(
+    path: str | os.PathLike[str], scorers: Mapping[str, object] | None, device: str, device_memory_share: float
 ) -> AsyncClient:
-    """Return a client of the engine in this process, whose calls run in threads. See ``nearfield.open``."""
     from nearfield.local import AsyncLocalTransport, LocalTransport
 
     make = partial(LocalTransport, path, scorers, device=device, device_memory_share=device_memory_share)
     return AsyncClient(AsyncLocalTransport(await asyncio.to_thread(make)))
+
+
+class Opening(Coroutine[Any, Any, "AsyncClient"]):
+    """A client to be: ``await`` it, or enter it with ``async with``, which closes the client at the end.
+
+    A coroutine, so that ``asyncio.run`` and ``create_task`` take it too.
+    """
+
+    def __init__(self, making: Coroutine[Any, Any, AsyncClient]) -> None:
+        self._making = making
+        self._client: AsyncClient | None = None
+
+    def __await__(self) -> Generator[Any, Any, AsyncClient]:
+        return self._making.__await__()
+
+    async def __aenter__(self) -> AsyncClient:
+        self._client = await self._making
+        return self._client
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def send(self, value: Any, /) -> Any:
+        return self._making.send(value)
+
+    def throw(self, *failure: Any) -> Any:
+        return self._making.throw(*failure)
+
+    def close(self) -> None:
+        self._making.close()
 
 
 class AsyncClient:
@@ -193,16 +240,25 @@ class AsyncCollection:
         set: Mapping[str, Any] | None = None,
         unset: Sequence[str] | None = None,
     ) -> int:
-        """Change attributes of points chosen by id or filter; returns how many points."""
-        return await self.run(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+        """Change attributes of points chosen by id or filter; returns how many points.
 
-    async def delete(self, *, ids: Any = None, where: Where = None, dry_run: bool = False) -> int:
-        """Delete points by id or filter; returns how many. Unknown ids are no error."""
-        return await self.run(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
+        They leave the index, as rewritten points do, and are scanned until it takes them in: after a patch of many,
+        run :meth:`optimize`.
+        ``ids`` may be of any number, cut up and failing as in ``delete``.
+        """
+        return await self._in_pieces(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+
+    async def delete(self, ids: Any = None, *, where: Where = None, dry_run: bool = False) -> int:
+        """Delete points by id or filter; returns how many. Unknown ids are no error.
+
+        ``ids`` may be of any number: where they take several requests and one fails, the points of those before it stay
+        deleted, a note on the error says how far it came, and the same call again is safe.
+        """
+        return await self._in_pieces(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
 
     async def get(self, ids: Any, *, select: Select = True, with_: Iterable[str] = ()) -> list[Point]:
-        """Return these points; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
-        return await self.run(operations.get(self.name, ids, select=select, with_=with_))
+        """Return these points, of any number; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
+        return await self._in_pieces(operations.get(self.name, ids, select=select, with_=with_))
 
     async def count(self, where: Where = None) -> int:
         return await self.run(operations.count(self.name, where=where))
@@ -257,6 +313,8 @@ class AsyncCollection:
     ) -> Any:
         """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
 
+        Queries of any number: more than one request may hold are sent in several, each with the whole ``timeout_ms``,
+        and ``meta`` adds up what they took; if one fails, its error is raised and no hits are returned.
         ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
         top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
         ``plans``. ``hubness`` is ``auto`` (as the fit recommends), ``on`` or ``off``.
@@ -264,7 +322,7 @@ class AsyncCollection:
         (``{"reranker": name, ..}`` under one with a fitted reranker): hits then carry ``base_score``, and
         ``meta["rerank"]`` what it cost.
         """
-        return await self.run(
+        return await self._in_pieces(
             operations.query(
                 self.name,
                 q,
@@ -289,7 +347,7 @@ class AsyncCollection:
         )
 
     async def describe(self) -> dict[str, Any]:
-        """Return schema, counts, segments, bytes and state."""
+        """Return schema, counts, segments, bytes and state. ``points`` beyond ``indexed_points`` are scanned."""
         return await self.run(operations.describe(self.name))
 
     async def alter(
@@ -299,7 +357,12 @@ class AsyncCollection:
         attributes: Mapping[str, Any] | None = None,
         index: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | Job:
-        """Add a vector field or attribute, or change the index (then a Job is returned)."""
+        """Add vector fields, declare attributes, change the index; returns the description, or a running Job.
+
+        A vector field costs nothing. An attribute declared where there are points already has all of them read again,
+        while writes wait, and all indexes built anew by the Job, until which searches scan. Declare with ``create``,
+        or several at once. Another ``index`` is built by the Job beside the old one, which serves until then.
+        """
         return await self.run(operations.alter(self.name, vectors=vectors, attributes=attributes, index=index))
 
     async def optimize(
@@ -462,11 +525,14 @@ class AsyncCollection:
 
     async def release(self, ids: Any) -> int:
         """Let points out of the hub monitor's quarantine; returns how many were in it."""
-        return await self.run(operations.release(self.name, ids))
+        return await self._in_pieces(operations.release(self.name, ids))
 
     async def run(self, operation: Operation[T]) -> T:
         """Carry out an operation."""
         return await self.client.run(operation)
+
+    async def _in_pieces(self, operation: Operation[T]) -> T:
+        return await pieces.run_async(self.run, operation)
 
     def __repr__(self) -> str:
         return f"nearfield.AsyncCollection({self.name!r})"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from nearfield import bulk, errors, operations, points
+from nearfield import bulk, errors, operations, pieces, points
 from nearfield.operations import Operation, Select, Where
 from nearfield.progress import Progress, ProgressOption
 from nearfield.results import FacetValue, Job, Point, UpsertResult
@@ -170,16 +170,25 @@ class Collection:
         set: Mapping[str, Any] | None = None,
         unset: Sequence[str] | None = None,
     ) -> int:
-        """Change attributes of points chosen by id or filter; returns how many points."""
-        return self.run(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+        """Change attributes of points chosen by id or filter; returns how many points.
 
-    def delete(self, *, ids: Any = None, where: Where = None, dry_run: bool = False) -> int:
-        """Delete points by id or filter; returns how many. Unknown ids are no error."""
-        return self.run(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
+        They leave the index, as rewritten points do, and are scanned until it takes them in: after a patch of many,
+        run :meth:`optimize`.
+        ``ids`` may be of any number, cut up and failing as in ``delete``.
+        """
+        return self._in_pieces(operations.patch(self.name, ids=ids, where=where, set=set, unset=unset))
+
+    def delete(self, ids: Any = None, *, where: Where = None, dry_run: bool = False) -> int:
+        """Delete points by id or filter; returns how many. Unknown ids are no error.
+
+        ``ids`` may be of any number: where they take several requests and one fails, the points of those before it stay
+        deleted, a note on the error says how far it came, and the same call again is safe.
+        """
+        return self._in_pieces(operations.delete(self.name, ids=ids, where=where, dry_run=dry_run))
 
     def get(self, ids: Any, *, select: Select = True, with_: Iterable[str] = ()) -> list[Point]:
-        """Return these points; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
-        return self.run(operations.get(self.name, ids, select=select, with_=with_))
+        """Return these points, of any number; unknown ids are left out. ``with_=["vectors", "text"]`` adds those."""
+        return self._in_pieces(operations.get(self.name, ids, select=select, with_=with_))
 
     def count(self, where: Where = None) -> int:
         return self.run(operations.count(self.name, where=where))
@@ -233,6 +242,8 @@ class Collection:
     ) -> Any:
         """Return the k best points: Hits for one vector (d,) or one id, ManyHits for (n, d) or a list of ids.
 
+        Queries of any number: more than one request may hold are sent in several, each with the whole ``timeout_ms``,
+        and ``meta`` adds up what they took; if one fails, its error is raised and no hits are returned.
         ``where`` filters all queries, ``wheres`` each its own. ``recall`` asks for that share of the true
         top k (``exact=True`` for all). ``after`` waits until that sequence is visible. ``explain`` adds
         ``plans``. ``hubness`` is ``auto`` (as the fit recommends), ``on`` or ``off``.
@@ -240,7 +251,7 @@ class Collection:
         (``{"reranker": name, ..}`` under one with a fitted reranker): hits then carry ``base_score``, and
         ``meta["rerank"]`` what it cost.
         """
-        return self.run(
+        return self._in_pieces(
             operations.query(
                 self.name,
                 q,
@@ -265,7 +276,7 @@ class Collection:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return schema, counts, segments, bytes and state."""
+        """Return schema, counts, segments, bytes and state. ``points`` beyond ``indexed_points`` are scanned."""
         return self.run(operations.describe(self.name))
 
     def alter(
@@ -275,7 +286,12 @@ class Collection:
         attributes: Mapping[str, Any] | None = None,
         index: Mapping[str, Any] | None = None,
     ) -> dict[str, Any] | Job:
-        """Add a vector field or attribute, or change the index (then a Job is returned)."""
+        """Add vector fields, declare attributes, change the index; returns the description, or a running Job.
+
+        A vector field costs nothing. An attribute declared where there are points already has all of them read again,
+        while writes wait, and all indexes built anew by the Job, until which searches scan. Declare with ``create``,
+        or several at once. Another ``index`` is built by the Job beside the old one, which serves until then.
+        """
         return self.run(operations.alter(self.name, vectors=vectors, attributes=attributes, index=index))
 
     def optimize(
@@ -437,7 +453,7 @@ class Collection:
 
     def release(self, ids: Any) -> int:
         """Let points out of the hub monitor's quarantine; returns how many were in it."""
-        return self.run(operations.release(self.name, ids))
+        return self._in_pieces(operations.release(self.name, ids))
 
     def run(self, operation: Operation[T]) -> T:
         """Carry out an operation."""
@@ -448,6 +464,9 @@ class Collection:
 
     def __bool__(self) -> bool:
         return True  # an empty collection is still a collection, and truth should cost no request
+
+    def _in_pieces(self, operation: Operation[T]) -> T:
+        return pieces.run(self.run, operation)
 
     def __repr__(self) -> str:
         return f"nearfield.Collection({self.name!r})"

@@ -159,7 +159,7 @@ def compile_where(where: Expression | Mapping[str, Any] | None, field: str = "wh
     raise InvalidRequest(
         f"{field} must be a filter, not {type(where).__name__}",
         field=field,
-        hint='write F.color == "red" or {"color": "red"}',
+        hint='write F.color == "red" or {"color": "red"}; join several with & or |',
     )
 
 

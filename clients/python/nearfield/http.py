@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import orjson
 
-from nearfield import errors, frames, operations, retry, vectors
+from nearfield import arguments, errors, frames, operations, retry, vectors
 from nearfield.operations import Operation
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class HttpTransport:
             if isinstance(step, retry.Sleep):
                 time.sleep(step.seconds)
             else:
-                outcome = self._send(request)
+                outcome = _told(self._send(request), operation)
 
     def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -245,7 +245,7 @@ class AsyncHttpTransport:
             if isinstance(step, retry.Sleep):
                 await asyncio.sleep(step.seconds)
             else:
-                outcome = await self._send(request)
+                outcome = _told(await self._send(request), operation)
 
     async def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -267,6 +267,10 @@ class AsyncHttpTransport:
         except Exception as failure:
             return _connection_failed(failure, self.name)
         return decode(reply.status, _headers(reply), reply.content)
+
+
+def _told(outcome: dict[str, Any] | errors.Error, operation: Operation[Any]) -> dict[str, Any] | errors.Error:
+    return arguments.named(outcome, operation.call) if isinstance(outcome, errors.Error) else outcome
 
 
 def _connection_failed(failure: Exception, address: str) -> errors.ConnectionFailed:

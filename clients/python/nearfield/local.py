@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from nearfield import errors
+from nearfield.arguments import named
 from nearfield.operations import Operation
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class LocalTransport:
             reply = call(*[each for each in arguments if each is not None])
         except Exception as failure:
             if isinstance(failure, _engine_error()):
-                raise errors.from_engine(failure) from failure
+                raise named(errors.from_engine(failure), operation.call) from failure
             raise
         return operation.parse(reply)
 

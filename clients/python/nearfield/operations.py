@@ -205,6 +205,8 @@ def query(
     rerank: Mapping[str, Any] | None = None,
 ) -> Operation[Hits | ManyHits]:
     body, single = _sought(q, ids)
+    if isinstance(where, (list, tuple)):
+        raise InvalidRequest("where= is one filter for all queries", field="where", hint="give wheres= one per query")
     if where is not None and wheres is not None:
         raise InvalidRequest("give where= for all queries or wheres= one per query, not both", field="wheres")
     if where is not None:
@@ -352,6 +354,10 @@ def cancel_job(job_id: str) -> Operation[Job]:
 
 def id_list(ids: Any) -> list[Id]:
     """Return one id or a collection of ids as a list of plain ids."""
+    if isinstance(ids, (Expression, Mapping)):
+        raise InvalidRequest(
+            f"ids are text or integers, not {type(ids).__name__}", field="ids", hint="filters go in where="
+        )
     return [plain(ids)] if _is_one_id(ids) else column(ids)
 
 
@@ -362,7 +368,9 @@ def _is_one_id(ids: Any) -> bool:
 def _sought(q: Any, ids: Any) -> tuple[dict[str, Any], bool]:
     """Return what to search for, in wire form, and whether it is a single query."""
     if (q is None) == (ids is None):
-        raise InvalidRequest("a query needs either vectors or ids=", field="vector")
+        raise InvalidRequest(
+            "give either a vector (or several) or ids=", code="missing" if q is None else None, field="q"
+        )
     if q is None:
         return {"ids": id_list(ids)}, _is_one_id(ids)
     array = vectors.to_array(q, "query")
@@ -370,6 +378,8 @@ def _sought(q: Any, ids: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _chosen(ids: Any, where: Where) -> dict[str, Any]:
+    if (ids is None) == (where is None):
+        raise InvalidRequest("give either ids= or where=", code="missing" if ids is None else "invalid", field="where")
     return _body(ids=None if ids is None else id_list(ids), filter=compile_where(where))
 
 

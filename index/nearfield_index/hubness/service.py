@@ -214,7 +214,9 @@ class Hubness:
         """The fit in force. Raises :class:`NotFound`."""
         found = self._place.live.fits.get(field)
         if not isinstance(found, Fit):
-            raise NotFound("this field has no hubness fit", code="no_hubness_fit", field="field", hint="fit one: PUT")
+            raise NotFound(
+                "this field has no hubness fit", code="no_hubness_fit", field="field", hint="fit one: PUT .../hubness"
+            )
         return found
 
     def describe(self) -> Json:

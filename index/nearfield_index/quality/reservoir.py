@@ -37,19 +37,20 @@ class QueryReservoir:
                     self._held[name] = np.empty((_SIZE, field.dim), dtype=np.float32)
                     self._count[name] = self._seen[name] = 0
 
-    def add(self, field: str, vectors: Floats) -> int:
-        """Take note of queries; returns how many are held now."""
+    def add(self, field: str, vectors: Floats) -> tuple[int, int]:
+        """Take note of queries; returns how many were held before, and how many are now."""
         with self._lock:
             if len(vectors) > _PER_CALL:
                 vectors = vectors[self._random.choice(len(vectors), _PER_CALL, replace=False)]
             held, count, seen = self._held[field], self._count[field], self._seen[field]
+            before = count
             for number in range(len(vectors)):
                 place = count if count < _SIZE else int(random.random() * (seen + 1))
                 if place < _SIZE:
                     held[place] = vectors[number]
                     count = max(count, place + 1)
             self._count[field], self._seen[field] = count, seen + len(vectors)
-            return count
+            return before, count
 
     def replace(self, field: str, vectors: Floats) -> None:
         """Put the caller's own queries in the place of the sample."""

@@ -93,18 +93,22 @@ class LiveSegments:
         self._generation = manifest.generation
         self._open_fits(manifest)
         live = self._store.keys()
-        parts = [LivePart(self._fitted(segment), _dead_rows(segment, live)) for segment in self._load(manifest)]
+        rewriting = self._store.unindexed == "rewriting"  # a change of the schema was cut short: none of them serves
+        found: Iterable[Segment] = [] if rewriting else self._load(manifest)
+        parts = [LivePart(self._fitted(segment), _dead_rows(segment, live)) for segment in found]
         for part in parts:
             self.names.update(part.part.types())
         held = np.concatenate([np.empty(0, dtype=np.int64), *(p.part.pks for p in parts)])
         missing = np.setdiff1d(live, held, assume_unique=True)
         self._sweep({p.part.name for p in parts})
         self._view = self._view_of(parts, self._tail)
-        if len(parts) < len(manifest.segments) or len(self._fits) < len(manifest.fits):
+        if rewriting or len(parts) < len(manifest.segments) or len(self._fits) < len(manifest.fits):
             try:
                 self._publish(self._view)
+                if rewriting:
+                    self._store.set_rewritten()
             except NearfieldError as error:  # the next start finds the same gap and fills it again
-                _log.warning("the manifest still lists damaged segments: %s", error)
+                _log.warning("the manifest still lists segments that do not serve: %s", error)
         self._replay(missing)
         return self._view
 
@@ -322,13 +326,14 @@ class LiveSegments:
         self._tail, self._view, self._seal_at = tail, view, self._tail_bytes
         return True
 
-    def replace(self, old: Sequence[str], new: Segment | None) -> None:
+    def replace(self, old: Sequence[str], new: Segment | None) -> bool:
         """Put one finished segment in the place of those it was made from; deaths meanwhile carry over. When
-        those are gone already (all rows were indexed anew meanwhile), the new one is thrown away."""
+        those are gone already (all rows were read anew meanwhile), the new one is thrown away. Returns whether it is
+        there."""
         if not set(old) <= {p.part.name for p in self._view.parts}:
             if new is not None:
                 _remove(self._segments / new.name)
-            return
+            return False
         gone = [p for p in self._view.parts if p.part.name in old]
         kept = [p for p in self._view.parts[:-1] if p.part.name not in old]
         if new is not None:
@@ -343,6 +348,7 @@ class LiveSegments:
         for name in old:
             # Mapped pages stay readable for the queries that still hold them.
             _remove(self._segments / name)
+        return True
 
     def segment_path(self) -> Path:
         """Where segments are built."""
@@ -362,8 +368,9 @@ class LiveSegments:
             if rewrite:
                 self._replay(self._store.keys())
                 self.seal()
+                self._store.set_rewritten()
         except BaseException:
-            # The manifest may list the new segments by now. A restart goes by it and replays what they lack.
+            # The manifest may list new segments by now. A restart reads all rows anew.
             self.schema, self._tail, self._view = before
             raise
         finally:

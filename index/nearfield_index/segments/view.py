@@ -35,6 +35,11 @@ class View:
         """Live points."""
         return sum(part.count for part in self.parts)
 
+    @property
+    def indexed(self) -> int:
+        """Live points in indexed segments; the others are scanned."""
+        return sum(s.count - dead.count for s, dead in self.segments if s.head.state == "indexed")
+
     @cached_property
     def filled(self) -> tuple[Part, ...]:
         """The parts that have rows, dead ones included."""

@@ -282,8 +282,9 @@ class RowStore:
         """The stored points of these row keys as the open transaction sees them."""
         return _points(self._writer, "pk", pks)
 
-    def set_schema(self, schema: dict[str, Any]) -> None:
-        """Store a changed schema, with tables for its new vector fields."""
+    def set_schema(self, schema: dict[str, Any], *, rewrite: bool = False) -> None:
+        """Store a changed schema, with tables for its new vector fields; ``rewrite`` when no segment of before is to
+        serve under it, which is noted until :meth:`set_rewritten` and :meth:`set_indexed`."""
         added = {n: i for i, n in enumerate(f for f in schema["vectors"] if f not in self._fields)}
         fields = self._fields | {n: len(self._fields) + i for n, i in added.items()}
         with self.transaction():
@@ -291,7 +292,25 @@ class RowStore:
                 _create_vectors(self._writer, fields[name])
             entries = {"schema": orjson.dumps(schema).decode(), "fields": orjson.dumps(fields).decode()}
             self._writer.executemany("UPDATE meta SET v = ?2 WHERE k = ?1", entries.items())
+            if rewrite:
+                self._writer.execute("INSERT OR REPLACE INTO meta VALUES ('unindexed', 'rewriting')")
         self._fields = fields
+
+    def set_rewritten(self) -> None:
+        """Note that the segments listed are of the schema there is, and flat."""
+        with self.transaction():
+            self._writer.execute("UPDATE meta SET v = 'flat' WHERE k = 'unindexed'")
+
+    def set_indexed(self) -> None:
+        """Note that what was flat for a changed schema has an index again."""
+        with self.transaction():
+            self._writer.execute("DELETE FROM meta WHERE (k, v) = ('unindexed', 'flat')")
+
+    @property
+    def unindexed(self) -> str | None:
+        """What a changed schema left to do: ``rewriting`` every segment, then to index them while they are ``flat``."""
+        found: str | None = self.meta("unindexed")
+        return found
 
     def forget_deaths(self, upto: int) -> None:
         """Drop feed entries that every published segment already knows."""

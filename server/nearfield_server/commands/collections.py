@@ -17,7 +17,7 @@ def run(target: Target) -> None:
     """Print a table of all collections."""
     with explained(), target.connect() as client:
         described = [collection.describe() for collection in client.collections()]
-    table = Table("name", "vectors", "points", "segments", "size", "state")
+    table = Table("name", "vectors", "points", "indexed", "segments", "size", "state")
     for collection in described:
         table.add_row(*_row(collection))
     Console().print(table)
@@ -30,6 +30,7 @@ def _row(collection: dict[str, Any]) -> list[str]:
         collection["name"],
         "\n".join(fields),
         f"{collection['points']:,}",
+        f"{collection['indexed_points']:,}",
         str(len(collection["segments"])),
         decimal(size),
         collection["state"],

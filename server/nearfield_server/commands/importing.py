@@ -25,6 +25,7 @@ def run(target: Target, collection: str, file: Path, columns: Columns, *, vector
 
     A run that ended early may simply be repeated: points are written under the same ids.
     """
+    unindexed = 0
     try:
         with explained(), target.connect() as client:
             table = open_table(file, columns, vectors)
@@ -36,13 +37,23 @@ def run(target: Target, collection: str, file: Path, columns: Columns, *, vector
             except BaseException:
                 writing.give_up()
                 raise
+            if writing.rows:
+                described = client.collection(collection).describe()
+                unindexed = described["points"] - described["indexed_points"]
     except TableError as error:
         fail(str(error))
     if not writing.rows:
-        fail(f"{file.name} holds no rows; nothing was written")
+        typer.echo(f"{file.name} holds no rows; nothing was written")
+        return
     again = writing.rows - writing.points
     told = f" ({writing.rows:,} rows; of rows with the same id the last one counts)" if again else ""
     typer.echo(f"{counted(writing.points, 'point')} written to {collection}{told}")
+    if unindexed:
+        have = "has" if unindexed == 1 else "have"
+        no_index = (
+            f"{counted(unindexed, 'point')} {have} no index yet, queries scan {'it' if unindexed == 1 else 'them'}"
+        )
+        typer.echo(f"{no_index}; run: nearfield optimize {collection}")
 
 
 class _Import:

@@ -57,7 +57,11 @@ async def describe_collection(request: Request, name: str) -> Response:
     ),
 )
 async def alter_collection(request: Request, name: str) -> Response:
-    """Add a field or an attribute, or change the index (a job)."""
+    """Add a vector field, declare an attribute or change the index.
+
+    An attribute declared where there are points has all of them read again, while writes wait, and every index built
+    anew by a job, until which searches scan. Another index is a job, too; the old one serves until it ends.
+    """
     return await call(
         request, lambda engine, body: engine.alter_collection(name, body), lane="control", outcome=job_or_ok
     )

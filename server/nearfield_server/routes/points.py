@@ -43,7 +43,10 @@ async def write_points(request: Request, name: str) -> Response:
     ),
 )
 async def patch_points(request: Request, name: str) -> Response:
-    """Change attributes of the points with these ids, or that pass a filter."""
+    """Change attributes of the points with these ids, or that pass a filter.
+
+    They leave the index and are scanned until it takes them in: after a patch of many, optimize.
+    """
     return await call(request, lambda engine, body: engine.patch_points(name, body), lane="write")
 
 

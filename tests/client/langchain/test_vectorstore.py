@@ -7,6 +7,8 @@ It wants pytest-asyncio in its automatic mode, so it runs on its own, where lang
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +57,15 @@ def test_what_the_suite_leaves_out(engine_dir):
         assert store.as_retriever(search_kwargs={"k": 1}).invoke("a hat")[0].metadata == {"price": 30}
         store.delete()
         assert store.similarity_search("a hat") == []
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[3] / "docs" / "migrating.md").read_text()
+    example = page.partition("## LangChain")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    try:
+        exec(example, names)
+    finally:
+        names["nf"].close()
+    assert "{'price': 20}" in capsys.readouterr().out

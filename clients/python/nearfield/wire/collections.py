@@ -41,7 +41,7 @@ class CreateCollection(Request):
 
 
 class AlterCollection(Request):
-    """What to add (fields, attributes) or change (index, which starts a job)."""
+    """What to add or change. Attributes where there are points (all are read again), and the index, start a job."""
 
     vectors: dict[str, VectorField] | None = None
     attributes: dict[str, AttributeType] | None = None
@@ -69,6 +69,7 @@ class Collection(Reply):
     attributes: dict[str, dict[str, Any]] = Field(examples=[{"price": {"type": "integer", "declared": False}}])
     index: dict[str, Any]
     points: int
+    indexed_points: int = Field(description="Those that an index finds; the others are scanned until it is built.")
     sequence: int
     segments: list[Segment]
     tail: dict[str, int]
