@@ -73,6 +73,7 @@ class Builder:
         self._guard = Lock()
         self._wanted = 0
         self._new_queries = False
+        self._new_workload = False
         self._unindexed = store.unindexed is not None
         self._least_gain = WORTH
         self._failures = 0
@@ -110,13 +111,14 @@ class Builder:
         except Busy as error:  # nobody asked for it, and a later write or query will
             _log.warning("no %s of %s for now: %s", kind, self._name, error)
 
-    def optimize(self, *, new_queries: bool = False, least_gain: float = WORTH) -> Job:
+    def optimize(self, *, new_queries: bool = False, new_workload: bool = False, least_gain: float = WORTH) -> Job:
         """Queue (or join) the job after which every point written before this call is indexed and calibrated, under the
         schema of now, with ``new_queries`` on the samples of now; rows are laid out where that saves at least
-        ``least_gain``."""
+        ``least_gain``. With ``new_workload`` the job tells where the log is too short to go by."""
         with self._guard:
             self._wanted = self._store.sequence
             self._new_queries |= new_queries
+            self._new_workload |= new_workload
             self._least_gain = min(self._least_gain, least_gain)
             return self._maintenance.submit("optimize", self._name, self._optimize, priority=1)
 
@@ -193,6 +195,7 @@ class Builder:
             job.report(0.0, "sealing")
             with self._guard:
                 self._new_queries = False
+                workload, self._new_workload = self._new_workload, False
                 least_gain, self._least_gain = self._least_gain, WORTH
             with self._turn:
                 self._live.seal()
@@ -205,7 +208,9 @@ class Builder:
                 before.difference(names), self.calibrations, least=least_gain, check=lambda: job.report(0.6)
             )
             if others:
-                job.result = (job.result or {}) | {"layouts_not_worth_it": others}
+                _tell(job, "layouts_not_worth_it", others)
+            if workload and (ignored := self.layouts.ignored()):
+                job.result = (job.result or {}) | {"workload_ignored": ignored}
             for name in due:
                 if any(segment.name == name for segment, _ in self._live.view.segments):  # not indexed anew meanwhile
                     whole &= self._merge(job, [name], lambda done: job.report(0.6 + 0.25 * done), least_gain)
@@ -247,6 +252,14 @@ class Builder:
         keys = [s.pks if not dead.count else s.pks[(~dead).rows()] for s, dead in chosen]
         rows = self._read(np.sort(np.concatenate(keys)), lambda done: step(0.1 * done))
         segment, layout = None, None
+        refused: list[dict[str, Any]] = []
+        propose = self.layouts.proposer(
+            [s for s, _ in chosen],
+            self.calibrations,
+            least=least_gain,
+            check=lambda: job.report(job.progress),
+            refused=refused.append,
+        )
         if len(rows.ids):
             job.report(0.0, "building")
             sequence = max(s.head.sequence for s, _ in chosen)
@@ -258,9 +271,7 @@ class Builder:
                 sequence=sequence,
                 threads=BACKGROUND,
                 step=lambda done: step(0.1 + 0.8 * done),
-                propose=self.layouts.proposer(
-                    [s for s, _ in chosen], self.calibrations, least=least_gain, check=lambda: job.report(job.progress)
-                ),
+                propose=propose,
             )
             try:
                 segment = self._live.fitted(Segment(where / name))
@@ -281,9 +292,12 @@ class Builder:
             replaced = self._live.replace(names, segment)
         self.residents.drop(names)
         self._forget_gone()
-        if replaced and segment is not None and segment.layout is not None:
-            held = [] if job.result is None else job.result.get("layouts", [])
-            job.result = (job.result or {}) | {"layouts": [*held, {"segment": segment.name, **(layout or {})}]}
+        if replaced and segment is not None:
+            if segment.layout is not None:
+                _tell(job, "layouts", [{"segment": segment.name, **(layout or {})}])
+            elif propose is not None:
+                gain = refused[-1] if refused else None
+                _tell(job, "layouts_not_worth_it", [{"segment": segment.name, "expected_gain": gain}])
         self.keep_log()
         return replaced
 
@@ -395,6 +409,13 @@ class Builder:
 
     def _calibration_path(self, segment: str) -> Any:
         return self._live.segment_path() / segment / "calibration.json"
+
+
+def _tell(job: Job, key: str, more: list[dict[str, Any]]) -> None:
+    """Add to what the job tells, a segment once."""
+    segments = {each["segment"] for each in more}
+    held = [each for each in (job.result or {}).get(key, []) if each["segment"] not in segments]
+    job.result = (job.result or {}) | {key: [*held, *more]}
 
 
 def _calibrated(part: FieldPart, sample: Floats, step: Callable[[float], None], judge: FieldPart | None) -> Calibration:

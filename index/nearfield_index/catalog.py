@@ -48,6 +48,10 @@ class Broken:
     def reason(self) -> str:
         return self.error.message if isinstance(self.error, NearfieldError) else repr(self.error)
 
+    @property
+    def hint(self) -> str:
+        return (self.error.hint if isinstance(self.error, NearfieldError) else None) or "run: nearfield doctor"
+
 
 class Catalog:
     """The collections of one directory, which this process holds alone until :meth:`close`."""
@@ -173,7 +177,7 @@ class Catalog:
                 raise StorageFailed(
                     f"the collection does not open: {broken.reason}",
                     code="collection_broken",
-                    hint="run: nearfield doctor",
+                    hint=broken.hint,
                 )
 
     def create(self, name: object, body: Mapping[str, Any]) -> tuple[Collection, bool]:

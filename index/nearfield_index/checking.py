@@ -14,26 +14,32 @@ Json = dict[str, Any]
 
 
 def check_directory(catalog: Catalog, *, repair: bool) -> Json:
-    """What is wrong, by collection. Damaged segments were already set aside and rebuilt when they were opened.
+    """What is wrong, by collection, and whether ``repair`` can mend it: everything but the row store is rebuilt from
+    it. Damaged segments were already set aside and rebuilt when they were opened.
 
     With ``repair``, collections that refuse to open because acknowledged commits are missing give up those
     commits; they open at the next start.
     """
     checked = [_check_collection(collection) for collection in catalog.list()]
     for broken in catalog.broken:
+        acceptable = isinstance(broken.error, Corrupt) and broken.error.code == "commits_missing"
         findings = [broken.reason]
-        if repair and isinstance(broken.error, Corrupt) and broken.error.code == "commits_missing":
+        if repair and acceptable:
             accept_loss(broken.directory)
             findings.append("the loss was accepted; the collection opens at the next start")
+        elif isinstance(broken.error, Corrupt):
+            findings.append(broken.hint)
         name = broken.name or broken.directory.name
-        checked.append({"name": name, "ok": False, "rows": None, "segments": None, "findings": findings})
+        nothing = {"rows": None, "segments": None}
+        checked.append({"name": name, "ok": False, **nothing, "repairable": acceptable, "findings": findings})
     return {"ok": all(c["ok"] for c in checked), "collections": checked}
 
 
 def _check_collection(collection: Collection) -> Json:
     findings = list(collection.live.findings)
     findings += collection.rerankers.findings
-    findings += collection.store.damaged()
+    lost = collection.store.damaged()
+    findings += lost
     for segment, _ in collection.live.view.segments:
         damaged = verify(segment.directory, segment.head)
         # A merge may have replaced and removed it meanwhile: what is no longer served is not missed.
@@ -48,5 +54,6 @@ def _check_collection(collection: Collection) -> Json:
         "ok": not findings,
         "rows": stored,
         "segments": len(collection.live.view.segments),
+        "repairable": not lost,
         "findings": findings,
     }

@@ -363,7 +363,10 @@ class Engine:
         if workload is not None:
             collection.workload.replace(*workload)
         given = new_sample is not None or body.get("workload") is not None
-        return collection.builder.optimize(new_queries=given, least_gain=least_gain).to_wire()
+        new_workload = workload is not None
+        return collection.builder.optimize(
+            new_queries=given, new_workload=new_workload, least_gain=least_gain
+        ).to_wire()
 
     def fit_hubness(self, name: str, body: Body) -> Json:
         """Fit a normalisation as a job: bank, method, pairs; in force once the job is done."""

@@ -24,6 +24,23 @@ Collection = Annotated[str, typer.Argument(help="Name of the collection.")]
 HERE = "http://127.0.0.1:7333"
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from nearfield_index.version import VERSION
+
+        typer.echo(f"nearfield {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Nearfield: a vector search engine."""
+
+
 @app.command()
 def serve(
     data: Annotated[Path | None, typer.Option(help="Data directory [default: ./data].")] = None,
@@ -43,7 +60,9 @@ def serve(
 def import_file(
     collection: Collection,
     file: Annotated[Path, typer.Argument(help="Parquet, JSON lines, CSV, npz or npy; .gz of text is read too.")],
-    vector: Annotated[str | None, typer.Option(help="Column of the vectors [default: found by its type].")] = None,
+    vector: Annotated[
+        str | None, typer.Option(help="Column of the vectors [default: vector, or the only one that holds such].")
+    ] = None,
     id_column: Annotated[
         str | None, typer.Option("--id", help="Column of the ids [default: id, or row numbers].")
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,9 +17,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from nearfield_server.faults import faults, unheeded
+
 MEBIBYTE = 1024 * 1024
 ENVIRONMENT_PREFIX = "NEARFIELD_"
 CONFIG_VARIABLE = "NEARFIELD_CONFIG"
+CLIENT_VARIABLES = {"NEARFIELD_URL", "NEARFIELD_API_KEY"}
 
 Keys = Annotated[list[SecretStr], NoDecode]
 Positive = Annotated[int, Field(gt=0)]
@@ -147,7 +151,7 @@ class Settings(BaseSettings):
     admission: Admission = Admission()
     recall_sample_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of queries answered again exactly in the background, to measure recall; 0 switches it off."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:[0-9]{1,2})$")] = "auto"
+    device: str = "auto"
     """What computes: ``auto`` (a GPU beside the CPU where FAISS can use one), ``cpu`` or ``cuda:N``, which must be
     there."""
     device_memory_share: Annotated[float, Field(ge=0.05, le=0.95)] = 0.8
@@ -184,6 +188,13 @@ class Settings(BaseSettings):
                 raise ValueError("a key is at least 8 printable ASCII characters without spaces")
         return keys
 
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda:[0-9]{1,2}", device) is None:
+            raise ValueError("must be auto, cpu or cuda:N, as cuda:0")
+        return device
+
     @property
     def has_keys(self) -> bool:
         return bool(self.api_keys or self.read_api_keys)
@@ -216,6 +227,12 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+def ignored_variables() -> list[str]:
+    """A line for each variable of the environment that is meant as a setting, as far as one can tell, and is none."""
+    others = {CONFIG_VARIABLE, *CLIENT_VARIABLES}
+    return unheeded(Settings, os.environ, prefix=ENVIRONMENT_PREFIX, others=others)
+
+
 def load_settings(config: Path | None = None, **arguments: Any) -> Settings:
     """Settings from arguments (None means not given), the environment and the TOML file at ``config``.
 
@@ -233,7 +250,6 @@ def load_settings(config: Path | None = None, **arguments: Any) -> Settings:
     try:
         return FromFile(**{name: value for name, value in arguments.items() if value is not None})
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise SettingsError("\n".join(faults)) from None
+        raise SettingsError("\n".join(faults(Settings, error))) from None
     except ValueError as error:
         raise SettingsError(f"cannot read the settings: {error}") from None

@@ -45,7 +45,7 @@ CALLERS: dict[str, tuple[dict[str, str], Scope]] = {
 
 
 READING_POSTS = ("/points/get", "/points/count", "/points/scan", "/facet", "/query", "/pairs")
-OPEN_TO_ALL = ("/livez", "/healthz", "/readyz", "/openapi.json", "/docs")
+OPEN_TO_ALL = ("/", "/livez", "/healthz", "/readyz", "/openapi.json", "/docs")
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES)

@@ -36,6 +36,7 @@ def test_metrics_tell_what_happened(api: TestClient) -> None:
     api.post("/v1/collections/c/query", json={"vector": [1, 0]})
     text = api.get("/metrics").text
     assert [name for name in NAMES if name not in text] == []
+    assert "_created" not in text
 
 
 def test_labels_are_not_the_clients_to_choose(api: TestClient) -> None:
@@ -100,3 +101,15 @@ def test_unexpected_failure_is_logged_and_not_told(
     assert reply.headers["x-request-id"] in logged
     assert "a-secret-key" not in logged
     assert "what-was-sent" not in logged
+
+
+def test_a_call_of_a_scorer_leaves_no_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", root.handlers)
+    monkeypatch.setattr(root, "level", root.level)
+    configure_logs(load_settings(None))
+    logging.getLogger("httpx2").info('HTTP Request: POST http://localhost/rerank "HTTP/1.1 200 OK"')
+    logging.getLogger("httpcore2.connection").info("connect_tcp.started")
+    assert capsys.readouterr().err == ""
+    logging.getLogger("nearfield.app").info("heard")
+    assert "heard" in capsys.readouterr().err

@@ -87,7 +87,9 @@ def test_keys_are_documented_where_asked_for(serve_here: Any) -> None:
 
 
 def test_docs_page_fetches_nothing_from_elsewhere(api: TestClient) -> None:
-    page = api.get("/docs")
+    assert api.get("/", follow_redirects=False).headers["location"] == "docs"
+    page = api.get("/")
+    assert str(page.url).endswith("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     for outside in ("http://", "https://", "src=", "@import", " url("):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nearfield_server.settings import SettingsError, load_settings
+from nearfield_server.settings import SettingsError, ignored_variables, load_settings
 
 TOML = """
 port = 8001
@@ -81,6 +81,34 @@ def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_faults_name_the_setting(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         load_settings(**arguments)
+
+
+def test_faults_say_what_may_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = {"kind": "tei", "url": "http://localhost", "max_bach": 4}
+    given: dict[str, object] = {"device": "gpu", "limits": {"max_kk": 5}, "scorers": {"r": scorer}, "prot": 1}
+    with pytest.raises(SettingsError) as caught:
+        load_settings(**given)
+    lines = sorted(str(caught.value).splitlines())
+    assert lines[0] == "device: must be auto, cpu or cuda:N, as cuda:0"
+    assert lines[1].startswith("limits.max_kk: no such setting; did you mean max_k? known are max_body_bytes, max_hea")
+    assert lines[2].startswith("prot: no such setting; did you mean port? known are data, host, port")
+    assert lines[3].startswith("scorers.r.max_bach: no such setting; did you mean max_batch? known are kind, url")
+    with pytest.raises(SettingsError, match=r"^api_keys: a key is at least 8"):
+        load_settings(api_keys=["short"])
+    monkeypatch.setenv("NEARFIELD_LIMITS__MAX_KK", "3")
+    with pytest.raises(SettingsError, match=r"limits\.max_kk: no such setting; did you mean max_k"):
+        load_settings()
+
+
+def test_a_variable_that_is_no_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = set(ignored_variables())  # of whoever runs the tests
+    for name in ("PROT", "MAX_K", "LIMIT__MAX_K", "PORT", "LIMITS__MAX_K", "URL", "SERVICE_HOST", "PORT_7333_TCP"):
+        monkeypatch.setenv(f"NEARFIELD_{name}", "3")
+    assert sorted(set(ignored_variables()) - known) == [
+        "NEARFIELD_LIMIT__MAX_K is no setting and is ignored; did you mean NEARFIELD_LIMITS?",
+        "NEARFIELD_MAX_K is no setting and is ignored",
+        "NEARFIELD_PROT is no setting and is ignored; did you mean NEARFIELD_PORT?",
+    ]
 
 
 def test_faulty_keys_are_not_repeated() -> None:

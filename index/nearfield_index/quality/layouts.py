@@ -77,10 +77,17 @@ class LayoutPolicy:
         return found, others
 
     def proposer(
-        self, replaced: Sequence[Segment], calibrations: Calibrations, *, least: float, check: Check
+        self,
+        replaced: Sequence[Segment],
+        calibrations: Calibrations,
+        *,
+        least: float,
+        check: Check,
+        refused: Callable[[Json], None],
     ) -> Propose | None:
         """What the writer asks for a layout of a segment in place of others; None while too little is logged. Where one
-        of them had a layout, the new one gets one whatever it saves."""
+        of them had a layout, the new one gets one whatever it saves. ``refused`` is told what one would have saved
+        that is not made."""
         entries = self._entries()
         if not entries:
             return None
@@ -97,6 +104,7 @@ class LayoutPolicy:
                 return None
             expected = self._expected(proposal, known)
             if not gain.is_worth(expected, least):
+                refused(expected)
                 return None
             return proposal.layout, {
                 "workload": workload.digest,
@@ -132,6 +140,11 @@ class LayoutPolicy:
         if measured is not None:
             gain.save(segment.directory / "gain.json", measured)
         return told(segment)
+
+    def ignored(self) -> str | None:
+        """Why no layout goes by what is logged, if that is so."""
+        held = len(self._log)
+        return f"{held} filter{'' if held == 1 else 's'}, {ENOUGH} wanted" if 0 < held < ENOUGH else None
 
     def _entries(self) -> list[Entry]:
         entries = self._log.entries()

@@ -21,6 +21,7 @@ _PAGE_BYTES = 8192
 _LOG_BYTES = 4 * 1024 * 1024
 _READERS = 8
 _READ_TIMEOUT_S = 5
+_RESTORE = "restore a backup; nearfield doctor tells what is damaged"
 
 
 def _register_checksums() -> None:
@@ -76,7 +77,7 @@ class Readers:
         if getattr(self._pinned, "connection", None) is not None:
             yield
             return
-        with self.take() as connection, connection:
+        with self.take() as connection, one_moment(connection):
             self._pinned.connection = connection
             try:
                 yield
@@ -117,6 +118,19 @@ class Readers:
 
 
 @contextmanager
+def one_moment(connection: apsw.Connection) -> Iterator[None]:
+    """A read transaction. Where a page cannot be read SQLite ends it by itself, so that there is none to end."""
+    outermost = not connection.in_transaction
+    if outermost:
+        connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if outermost and connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
 def named_errors(doing: str) -> Iterator[None]:
     """Turn SQLite's errors into the engine's."""
     try:
@@ -135,8 +149,8 @@ def translate(error: apsw.Error, doing: str) -> NearfieldError:
     if isinstance(error, apsw.FullError):
         return OutOfSpace(f"the disk is full ({doing})", hint="free space, or delete points")
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError)) or "CORRUPT" in str(error).upper():
-        return Corrupt(f"the row store is damaged ({doing})", hint="run: nearfield doctor")
+        return Corrupt(f"the row store is damaged ({doing})", hint=_RESTORE)
     extended = getattr(error, "extendedresult", 0)
     if extended == apsw.SQLITE_IOERR_DATA:
-        return Corrupt(f"a page of the row store fails its checksum ({doing})", hint="run: nearfield doctor")
+        return Corrupt(f"the row store is damaged: a page fails its checksum ({doing})", hint=_RESTORE)
     return StorageFailed(f"the row store refused an operation ({doing}): {error}")

@@ -25,7 +25,7 @@ import xxhash
 from nearfield_index.errors import Corrupt, NearfieldError, ReadOnly
 from nearfield_index.points import PointId, Points
 from nearfield_index.storage.atomic import sync_directory
-from nearfield_index.storage.database import Readers, closed, named_errors, open_writer, translate
+from nearfield_index.storage.database import Readers, closed, named_errors, one_moment, open_writer, translate
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ Keys = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 FORMAT = 1
+_TOLD_PAGES = 3
 _CHECKPOINT_BYTES = 32 * 1024 * 1024
 _WITNESS = struct.Struct("<QQ")
 # Errors that leave no doubt: nothing was written, and nothing is wrong with the disk.
@@ -359,7 +360,7 @@ class RowStore:
         """Row keys of those ids that exist, and the sequence of which all of them are."""
         sql = "SELECT id, pk FROM point WHERE id = ?"
         sequence, keys = 0, dict[PointId, int]()
-        with self._readers.take() as connection, connection:  # one read transaction
+        with self._readers.take() as connection, one_moment(connection):
             sequence = int(connection.execute("SELECT v FROM meta WHERE k = 'sequence'").get)
             keys.update(connection.executemany(sql, ((i,) for i in ids)))
         return sequence, keys
@@ -401,20 +402,27 @@ class RowStore:
         return np.array(positions, dtype=np.int64), matrix
 
     def damaged(self) -> list[str]:
-        """Check every page and every row; returns what is wrong, in words."""
+        """Check every page and every row; returns what is wrong and what to do, in words."""
+        pages: list[str] = []
         found: list[str] = []
         with self._readers.take() as connection:
             try:
-                found += [row[0] for row in connection.execute("PRAGMA quick_check") if row[0] != "ok"]
+                told = [line for (text,) in connection.execute("PRAGMA quick_check") for line in text.splitlines()]
+                # Pages that a damaged one led to are "never used", each in a line of its own.
+                pages = [line for line in told if line != "ok" and not line.startswith("***")]
+                pages.sort(key=lambda line: line.endswith("never used"))
                 for row in connection.execute("SELECT pk, id, vkey, attrs, body, crc FROM point"):
                     if _crc(*row[:5]) != row[5]:
-                        found.append(f"row {row[0]}: attributes fail their checksum")
+                        found.append(f"row {row[0]} (id {row[1]!r}): attributes fail their checksum; upsert it again")
                 for name, table in self._fields.items():
                     for vkey, blob, crc in connection.execute(f"SELECT vkey, v, crc FROM vec_{table}"):
                         if _vector_crc(vkey, blob) != crc:
-                            found.append(f"vector {vkey} of {name}: fails its checksum")
+                            found.append(f"vector {vkey} of {name}: fails its checksum; upsert it again")
             except apsw.Error as error:
-                found.append(str(translate(error, "checking")))
+                pages.insert(0, str(translate(error, "checking")))
+        if pages:
+            more = [f"and {len(pages) - _TOLD_PAGES} more pages"] if len(pages) > _TOLD_PAGES else []
+            found = [*pages[:_TOLD_PAGES], *more, "nothing can rebuild the row store: restore a backup", *found]
         return found
 
     # ------------------------------------------------------------------ witness

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nearfield_server.commands.outcome import USAGE, explained, fail
+from nearfield_server.commands.outcome import USAGE, counted, explained, fail
 from nearfield_server.commands.target import Target
 
 MEASURES = ("skewness", "robin_hood", "antihubs", "hub_share", "max")
@@ -67,7 +67,7 @@ def report(target: Target, collection: str, *, field: str | None, as_json: bool,
         found = client.collection(collection).hubness()
     if field is not None:
         if field not in found["fields"]:
-            fail(f"field {field} has no hubness fit")
+            fail(f"field {field} has no hubness fit; fit one: nearfield hubness fit")
         found = found["fields"][field]
     if plot is not None:
         draw(found, plot)
@@ -89,7 +89,7 @@ def release(target: Target, collection: str, ids: list[str]) -> None:
     parsed = [int(each) if each.isascii() and each.isdigit() else each for each in ids]
     with explained(), target.connect() as client:
         count = client.collection(collection).release(parsed)
-    typer.echo(f"{count} points released")
+    typer.echo(f"{counted(count, 'point')} released")
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -54,7 +54,8 @@ def _outcome(result: Mapping[str, Any]) -> list[str]:
         f"segment {each['segment']}: left as it is, {_gain(each['expected_gain'])}"
         for each in result.get("layouts_not_worth_it", ())
     ]
-    return made + left
+    ignored = [f"workload ignored: {result['workload_ignored']}"] if "workload_ignored" in result else []
+    return made + left + ignored
 
 
 def _gain(expected: Mapping[str, Any] | None) -> str:

@@ -15,11 +15,28 @@ FAILED = 1
 USAGE = 2
 LOCKED = 3
 
+_HINTS = {
+    "unauthenticated": "give it as --api-key KEY or in NEARFIELD_API_KEY",
+    "no_hubness_fit": "fit one: nearfield hubness fit",
+}
+
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Say ``message`` and end the process."""
     typer.echo(f"nearfield: {message}", err=True)
     raise typer.Exit(code)
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 point``, ``2 points``."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def _said(error: Error) -> str:
+    """The error with what to do at the command line, where its own hint is meant for programs."""
+    hint = _HINTS.get(error.code, error.hint)
+    place = f" (at {error.field})" if error.field else ""
+    return f"{error.detail.removesuffix('.')}{place}" + (f"; {hint}" if hint else "")
 
 
 @contextmanager
@@ -28,11 +45,11 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Error as error:
-        fail(str(error), LOCKED if isinstance(error, Locked) else FAILED)
+        fail(_said(error), LOCKED if isinstance(error, Locked) else FAILED)
     except NearfieldError as error:
         known = from_engine(error)
-        fail(str(known), LOCKED if isinstance(known, Locked) else FAILED)
+        fail(_said(known), LOCKED if isinstance(known, Locked) else FAILED)
     except OSError as error:
-        fail(str(error))
+        fail(f"{error.filename}: {error.strerror.lower()}" if error.filename and error.strerror else str(error))
     except KeyboardInterrupt:
         fail("interrupted", 130)

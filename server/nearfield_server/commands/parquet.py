@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from nearfield_server.commands.batches import ROWS, Batch, Columns, Floats, TableError
+from nearfield_server.commands.batches import ROWS, Batch, Columns, Floats, TableError, only_vector
 
 
 class ParquetTable:
@@ -23,7 +23,8 @@ class ParquetTable:
                 raise TableError(f"there is no column {name}; there are {', '.join(schema.names[:20])}")
         self._file = file
         self._beside = beside
-        self._vector = None if beside is not None else columns.vector or _first_vector(schema)
+        vectors = [field.name for field in schema if _is_vector(field.type)]
+        self._vector = None if beside is not None else columns.vector or only_vector(vectors)
         if beside is None and self._vector is None:
             raise TableError("no column holds lists of floats; name one with --vector, or give --vectors FILE.npy")
         self._id = columns.id or ("id" if "id" in schema.names else None)
@@ -32,6 +33,7 @@ class ParquetTable:
         others = [field for field in schema if field.name not in apart]
         self.skipped = tuple(field.name for field in others if _is_vector(field.type) or _is_bytes(field.type))
         self._attributes = [field.name for field in others if field.name not in self.skipped]
+        self.declared = {field.name: "datetime" for field in others if _is_moment(field.type)}
         self.rows: int = file.metadata.num_rows
         if beside is not None and len(beside) != self.rows:
             raise TableError(f"there are {self.rows} rows for {len(beside)} vectors")
@@ -46,6 +48,7 @@ class ParquetTable:
                 self._vectors(part, start, stop),
                 {name: _plain(part.column(name)) for name in self._attributes},
                 part.column(self._text).to_pylist() if self._text is not None else None,
+                start,
             )
             start = stop
 
@@ -65,12 +68,6 @@ class ParquetTable:
         return [None if row is None else np.asarray(row, np.float32) for row in column.to_pylist()]
 
 
-def _first_vector(schema: Any) -> str | None:
-    named = [field.name for field in schema if _is_vector(field.type)]
-    usual = [name for name in named if name in ("vector", "embedding")]
-    return next(iter(usual or named), None)
-
-
 def _is_vector(kind: Any) -> bool:
     lists = pa.types.is_list(kind) or _is_long_list(kind)
     return bool(lists and pa.types.is_floating(kind.value_type))
@@ -80,12 +77,18 @@ def _is_long_list(kind: Any) -> bool:
     return bool(pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def _is_moment(kind: Any) -> bool:
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
 def _is_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _plain(column: Any) -> list[Any]:
     """The column's values, decimals as floats, intervals of time as seconds; the SDK knows the rest."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's datetime has microseconds
+        column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
     values: list[Any] = column.to_pylist()
     if pa.types.is_decimal(column.type):
         return [float(value) if isinstance(value, Decimal) else value for value in values]

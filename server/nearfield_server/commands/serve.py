@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import structlog
 import typer
 
 from nearfield_index.backends.gpu.setting import DeviceOptions
@@ -15,7 +16,9 @@ from nearfield_server.commands.outcome import USAGE, explained, fail
 from nearfield_server.logs import configure_logs
 from nearfield_server.scorers import build_scorers
 from nearfield_server.serving import listen, serve
-from nearfield_server.settings import Settings, SettingsError, load_settings
+from nearfield_server.settings import Settings, SettingsError, ignored_variables, load_settings
+
+log = structlog.get_logger("nearfield.serve")
 
 
 def run(config: Path | None, **arguments: Any) -> None:
@@ -27,6 +30,8 @@ def run(config: Path | None, **arguments: Any) -> None:
     except SettingsError as error:
         fail(str(error), USAGE)
     configure_logs(settings)
+    for line in ignored_variables():
+        log.warning(line)
     with explained():
         listener = listen(settings)
         with listener:

@@ -7,7 +7,7 @@ import asyncio
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from nearfield import wire
 from nearfield_server import metrics
@@ -27,6 +27,12 @@ DOCS_POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+@router.get("/", **documented(Scope.OPEN, reply=None, media_type="text/html", statuses={307: "To /docs"}))
+async def front(request: Request) -> Response:
+    """Lead a browser to the page of the API."""
+    return RedirectResponse("docs")
 
 
 @router.get("/v1", **documented(Scope.READ, reply=wire.Info))

@@ -244,11 +244,17 @@ def test_too_little_to_gain_leaves_rows_as_they_are(engine: Engine) -> None:
     known = names(engine)
     ask(engine, RED, CHEAP, times=20)
     assert finished(engine, engine.optimize("c"))["result"] is None  # nor is so little a workload
+    job = finished(engine, engine.optimize("c", {"workload": {"filters": [RED, CHEAP]}}))
+    assert job["result"] == {"workload_ignored": "2 filters, 200 wanted"}
     job = finished(engine, engine.optimize("c", {"workload": {"filters": [RED] * 300, "least_gain": 1.0}}))
     (left,) = job["result"]["layouts_not_worth_it"]
     assert left["expected_gain"]["before"]["rows"] > 0
     assert names(engine) == known
     everything = {"filters": [{"price": {"gte": 0}}] * 300}  # nothing that could be cut
+    engine.delete_points("c", {"ids": [0]})
+    job = finished(engine, engine.optimize("c", {"workload": everything}))
+    known = names(engine)
+    assert job["result"]["layouts_not_worth_it"] == [{"segment": known[0], "expected_gain": None}]  # of a new one, too
     job = finished(engine, engine.optimize("c", {"workload": everything}))
     assert job["result"]["layouts_not_worth_it"] == [{"segment": known[0], "expected_gain": None}]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,6 +225,32 @@ def test_a_vector_that_fails_its_checksum_is_reported_never_returned(store: RowS
         store.vectors("vector", vkeys, DIM)
     assert len(store.vectors("vector", vkeys[1:], DIM)[0]) == 1
     assert any("vector 1" in finding for finding in store.damaged())
+
+
+def _read(store: RowStore, read: Callable[[list[int]], object], ids: list[int], *, inside: bool) -> None:
+    with store.snapshot() if inside else nullcontext():
+        read(ids)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_damaged_page_is_what_the_error_names(directory: Path, inside: bool) -> None:
+    """SQLite ends the read transaction itself; that there is none to end any more is nobody's concern."""
+    store = RowStore.create(directory, name="c", schema=SCHEMA)
+    ids = list(range(2_000))
+    upsert(store, batch(ids, note="x" * 40))
+    store.close()
+    content = bytearray((directory / "rows.db").read_bytes())
+    content[8192 * 20 : 8192 * 40] = np.random.default_rng(0).bytes(8192 * 20)
+    (directory / "rows.db").write_bytes(bytes(content))
+    store = RowStore(directory)
+    for read in (store.find, store.keys_of):
+        with pytest.raises(Corrupt, match="the row store is damaged") as caught:
+            _read(store, read, ids, inside=inside)
+        assert "restore a backup" in str(caught.value.hint)
+    findings = store.damaged()
+    assert len(findings) <= 6
+    assert any("restore a backup" in finding for finding in findings)
+    store.close()
 
 
 @pytest.mark.parametrize("how", ["upsert", "kill"])
