@@ -314,6 +314,7 @@ class Engine:
             admit(query.hits)
         if query.rerank is not None:
             reply = rerank_query(collection, query, query.rerank)
+            reply["results"] = [*map(told, reply["results"])] if told is not None else reply["results"]
             reply["meta"]["ms"] = round((time.perf_counter() - start) * 1e3, 3)
             return reply
         answer = collection.search(query)

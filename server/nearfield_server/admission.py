@@ -58,11 +58,12 @@ class Room:
         self._patience = patience
         self._lock = Lock()
         self._freed = asyncio.Event()
+        self._first = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
 
     def take(self, hits: int) -> None:
-        """Raise NoRoom, or count ``hits`` until they are given back."""
+        """Raise NoRoom, or count ``hits`` until they are given back. Small searches pass large ones that wait."""
         with self._lock:
             if not self._fits(hits):
                 raise NoRoom(hits)
@@ -85,7 +86,7 @@ class Room:
         self._loop = asyncio.get_running_loop()
         self._waiting += 1
         try:
-            async with asyncio.timeout(until - monotonic()):
+            async with asyncio.timeout(until - monotonic()), self._first:
                 self._freed.clear()
                 while not self._fits(hits):
                     await self._freed.wait()

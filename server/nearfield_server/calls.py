@@ -89,6 +89,7 @@ async def _in_room(request: Request, entrance: Lane, turn: _Turn, room: Room) ->
             return await entrance.run(turn, request.is_disconnected)
         except NoRoom as full:
             await room.wait(full.hits, until)
+            turn.waited = True
         if await request.is_disconnected():
             raise ClientDisconnect
 
@@ -103,19 +104,22 @@ class _Turn:
         self._raw = raw
         self._kind = kind
         self._received = perf_counter()
+        self._body: Any = None
+        self.waited = False
 
     def __call__(self) -> tuple[Reply, bytes]:
         started = perf_counter()
-        body = parse(self._raw, self._kind)
+        if not self.waited:  # who has waited for room was parsed before
+            self._body = parse(self._raw, self._kind)
         if self._work is not None:
-            reply = self._work(self._service.engine, body)
+            reply = self._work(self._service.engine, self._body)
             return reply, _written(reply)
         assert self._search is not None
         parsed = perf_counter()
         room = self._service.admission.room
         results = Results(room, self._service.settings.limits.max_reply_bytes)
         try:
-            reply = self._search(self._service.engine, body, results)
+            reply = self._search(self._service.engine, self._body, results)
             answered = perf_counter() - results.seconds
             payload = _written(reply)
         finally:

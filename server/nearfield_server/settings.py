@@ -45,7 +45,7 @@ class Limits(BaseModel):
     max_k: Positive = 10_000
     max_hits: Positive = 1_000_000
     """Queries x (k + offset) of one request."""
-    max_reply_bytes: Positive = 128 * MEBIBYTE
+    max_reply_bytes: Positive = 512 * MEBIBYTE
     """Of the hits of one query request."""
     max_query_cost: Positive = 20_000_000_000
     max_dim: Annotated[int, Field(gt=0, le=65_536)] = 65_536

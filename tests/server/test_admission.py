@@ -193,6 +193,23 @@ def test_hits_are_bounded_together_but_one_always_fits() -> None:
     asyncio.run(play())
 
 
+def test_those_that_wait_for_room_go_in_turn() -> None:
+    room = Room(100, 5.0)
+
+    async def play() -> None:
+        room.take(100)
+        waiting = [asyncio.create_task(room.wait(hits, room.patience())) for hits in (80, 10)]
+        await asyncio.sleep(0)
+        room.give(30)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [each.done() for each in waiting] == [False, False], "the second does not pass the first"
+        room.give(70)
+        await asyncio.gather(*waiting)
+
+    asyncio.run(play())
+
+
 def filled(api: TestClient, count: int) -> None:
     assert api.put("/v1/collections/c", json={"dim": 2}).status_code == 201
     points = {"ids": list(range(count)), "vectors": [[1.0, n] for n in range(count)]}

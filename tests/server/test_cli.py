@@ -231,7 +231,7 @@ def test_a_refused_line_is_named_and_what_came_before_is_written(tmp_path: Path,
     file.write_text("\n".join([*lines[:5_000], "", bad, *lines[5_000:]]))
     output = run("import", "c", file, "--data", data, code=1).output
     assert f"a.jsonl, line 5002: {message}" in output
-    assert "5,000 points are written to c; running the import again continues" in output
+    assert "5,000 points are written to c; mend the file and import it again" in output
     assert " 5,000 " in run("collections", "--data", data).stdout
     file.write_text("\n".join(lines))
     assert "6,000 points written to c\n" in run("import", "c", file, "--data", data).output

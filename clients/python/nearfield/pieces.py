@@ -192,11 +192,14 @@ def _joined_meta(replies: list[Reply]) -> dict[str, Any]:
     meta["recall"] = {"target": meta["recall"]["target"], "estimate": _mean_estimate(replies)}
     if "plans" in meta:
         meta["plans"] = [plan for each in metas for plan in each["plans"]]
+    if "hubness" in meta:
+        said = [each["hubness"] for each in metas]
+        added = {key: sum(each[key] for each in said) for key in ("normalised",) if key in said[0]}
+        meta["hubness"] = meta["hubness"] | added | {"exact": all(each["exact"] for each in said)}
     if "rerank" in meta:
         parts = [each["rerank"] for each in metas]
-        added = {key: sum(part[key] for part in parts) for key in ("calls", "cached", "ms", "scorer_ms")}
-        rounds, partial = max(part["rounds"] for part in parts), any(part["partial"] for part in parts)
-        meta["rerank"] = meta["rerank"] | added | {"rounds": rounds, "partial": partial}
+        added = {key: sum(part[key] for part in parts) for key in ("calls", "cached", "rounds", "ms", "scorer_ms")}
+        meta["rerank"] = meta["rerank"] | added | {"partial": any(part["partial"] for part in parts)}
         if "per_round" in meta["rerank"]:
             meta["rerank"]["per_round"] = [each for part in parts for each in part["per_round"]]
     return meta

@@ -34,8 +34,8 @@ def run(target: Target, collection: str, file: Path, columns: Columns, *, vector
             writing = _Import(client, collection, metric, table, file.name)
             try:
                 writing.run()
-            except BaseException:
-                writing.give_up()
+            except BaseException as error:
+                writing.give_up(refused=isinstance(error, TableError))
                 raise
             if writing.rows:
                 described = client.collection(collection).describe()
@@ -86,11 +86,13 @@ class _Import:
                 progress.update(task, completed=self.rows)
             progress.update(task, total=self.rows)
 
-    def give_up(self) -> None:
-        """Say what is written; a collection that was made for nothing goes."""
+    def give_up(self, *, refused: bool) -> None:
+        """Say what is written; a collection that was made for nothing goes. ``refused``: a row of the file was, and
+        will be again."""
         if self.rows:
             written = f"{counted(self.points, 'point')} {'is' if self.points == 1 else 'are'} written to {self._name}"
-            typer.echo(f"{written}; running the import again continues", err=True)
+            again = "mend the file and import it again" if refused else "running the import again continues"
+            typer.echo(f"{written}; {again}", err=True)
         elif self._made and self._collection is not None:
             with suppress(Error):
                 if not self._collection.describe()["points"]:
