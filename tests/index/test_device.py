@@ -20,6 +20,7 @@ import pytest
 
 from embedded import finished
 from nearfield_index import residents
+from nearfield_index.backends.gpu import library
 from nearfield_index.backends.gpu.device import for_builds, open_device
 from nearfield_index.backends.gpu.gathered import Gathered
 from nearfield_index.backends.gpu.setting import DeviceOptions
@@ -144,17 +145,19 @@ def test_nonsense_is_refused_by_name(settings: dict[str, Any], field: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("lacking", "why"),
+    ("lacking", "cuvs", "why"),
     [
-        ("StandardGpuResources", "install nearfield[server-gpu] in place of nearfield[server]"),
-        ("GpuIndexCagra", "no cuVS, and its GPU indexes ignore filters: install nearfield[server-gpu]"),
-        (None, "FAISS sees no GPU: check that nvidia-smi lists one"),
+        ("StandardGpuResources", False, "install nearfield[server-gpu] in place of nearfield[server]"),
+        ("StandardGpuResources", True, "another FAISS wheel was installed over the one for GPUs"),
+        ("GpuIndexCagra", False, "no cuVS, and its GPU indexes ignore filters: install nearfield[server-gpu]"),
+        (None, True, "FAISS sees no GPU: check that nvidia-smi lists one"),
     ],
 )
-def test_the_error_says_what_to_do(lacking: str | None, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with in_place(gpus=0 if lacking is None else 1) as library:
+def test_the_error_says_what_to_do(lacking: str | None, cuvs: bool, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "find_spec", lambda name: name if cuvs else None)
+    with in_place(gpus=0 if lacking is None else 1) as standin:
         if lacking:
-            monkeypatch.delattr(type(library), lacking)
+            monkeypatch.delattr(type(standin), lacking)
         with pytest.raises(InvalidRequest) as failure:
             open_device(DeviceOptions("cuda:0"))
         assert why in str(failure.value)
