@@ -159,11 +159,11 @@ def intermediate_degree(rows: int, degree: int) -> int:
         return gcd(wide, -(-rows // (wide // 32)))
 
     tried = range(2 * degree, _MOST_WIDER * degree)
-    return next((links for links in tried if alike(links) <= _ALIKE), min(tried, key=alike))
+    return next((links for links in tried if alike(links) <= _ALIKE), None) or min(tried, key=alike)
 
 
 def _needed(rows: int, columns: int, degree: int, each: int = 4) -> int:
-    """Bytes of rows, graph, and the graph of two to four times the degree that it is pruned from."""
+    """Bytes of rows, graph, and the graph of :func:`intermediate_degree` that it is pruned from."""
     return rows * (each * columns + 4 * (degree + intermediate_degree(rows, degree)))
 
 
